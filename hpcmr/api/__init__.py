@@ -1,0 +1,1 @@
+"""What a user writes: tables, functions, aggregates, job files."""

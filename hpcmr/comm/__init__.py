@@ -1,0 +1,1 @@
+"""Who talks to whom. The only package that imports mpi4py."""

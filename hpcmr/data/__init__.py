@@ -1,0 +1,1 @@
+"""What moves: schemas, columns, batches, and the arithmetic of partitions. Knows no MPI and no files."""

@@ -1,0 +1,1 @@
+"""How one rank does it: one operation per file. No operation loops over splits or talks to other ranks: `run` drives."""

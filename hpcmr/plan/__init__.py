@@ -1,0 +1,1 @@
+"""What will run: nodes, the stages made of them, fingerprints and their picture."""

@@ -1,0 +1,1 @@
+"""When it happens: the engine, dealing, progress, metrics and reports."""

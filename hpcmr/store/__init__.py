@@ -1,0 +1,1 @@
+"""What must survive: names of files, shards, manifests, publishing."""
