@@ -1,0 +1,233 @@
+"""Key columns as words: what a table is probed with, what rows are sorted by, and how a key comes back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hpcmr.data.batch import Batch, BytesColumn, Column, FixedColumn
+from hpcmr.data.schema import ColumnType, Schema
+from hpcmr.errors import DataError, JobSpecError
+
+Words = NDArray[np.uint64]
+STRING_WORDS = 3
+
+
+@dataclass(frozen=True)
+class KeyLayout:
+    """Where each key column lies in a row of words.
+
+    Attributes
+    ----------
+    names : tuple of str
+    types : tuple of ColumnType
+    places : tuple of int
+        First word of each column.
+    width : int
+        Words of a key.
+    """
+
+    names: tuple[str, ...]
+    types: tuple[ColumnType, ...]
+    places: tuple[int, ...]
+    width: int
+
+    @classmethod
+    def of(cls, schema: Schema, names: tuple[str, ...]) -> KeyLayout:
+        types = tuple(schema[n].type for n in names)
+        places, at = [], 0
+        for name, kind in zip(names, types, strict=True):
+            if kind.kind == "list" or kind.shape or (kind.is_fixed and kind.np_dtype.kind == "c"):
+                raise JobSpecError(f"column {name!r} of type {kind} cannot be a key; keys are integers, floats, bool, dates, bytes and text")
+            places.append(at)
+            at += word_count(kind)
+        return cls(names, types, tuple(places), at)
+
+    @property
+    def has_strings(self) -> bool:
+        return any(word_count(t) == STRING_WORDS for t in self.types)
+
+    @property
+    def string_ends(self) -> NDArray[np.int64]:
+        """(width,) int64: 1 for each word that ends a string."""
+        out = np.zeros(self.width, np.int64)
+        for t, at in zip(self.types, self.places, strict=True):
+            if word_count(t) == STRING_WORDS:
+                out[at + 2] = 1
+        return out
+
+
+@dataclass
+class KeyWords:
+    """``words (n, width) uint64`` that order as the keys do, ``hashes (n,) uint64``, and how many rows hold a string over 23 bytes."""
+
+    words: Words
+    hashes: Words
+    long_count: int
+
+
+def word_count(kind: ColumnType) -> int:
+    return STRING_WORDS if kind.is_string or (kind.is_fixed and kind.np_dtype.kind == "S") else 1
+
+
+def as_strings(column: Column) -> BytesColumn:
+    """Strings of a column, fixed ones without the NULs at their end."""
+    if isinstance(column, BytesColumn):
+        return column
+    from hpcmr.kernels.keys import trimmed_lengths
+
+    assert isinstance(column, FixedColumn)
+    values = np.ascontiguousarray(column.values)
+    n, size = len(values), values.dtype.itemsize
+    rows = values.view(np.uint8).reshape(n, size)
+    lengths = np.empty(n, np.int64)
+    trimmed_lengths(rows, lengths)
+    starts = np.arange(n, dtype=np.int64) * size
+    return BytesColumn(starts, starts + lengths, rows.reshape(-1), False, column.valid)
+
+
+def as_words(values: NDArray[Any]) -> tuple[str, NDArray[Any]]:
+    """Numbers widened to 64 bits, and the letter of their kind: i, u or f."""
+    kind = values.dtype.kind
+    if kind in "mM":
+        return "i", values.view(np.int64)
+    if kind == "b":
+        return "u", values.astype(np.uint64)
+    if kind == "i":
+        return "i", values.astype(np.int64, copy=False)
+    if kind == "u":
+        return "u", values.astype(np.uint64, copy=False)
+    return "f", values.astype(np.float64, copy=False)
+
+
+def encode_keys(batch: Batch, layout: KeyLayout, scratch: KeyWords | None = None) -> KeyWords:
+    """Key words and hashes of a batch's rows.
+
+    Parameters
+    ----------
+    batch : Batch
+    layout : KeyLayout
+    scratch : KeyWords, optional
+        Arrays to be used again where they are large enough.
+
+    Returns
+    -------
+    KeyWords
+        Views on `scratch` where it was used. Cost: one pass over each key column.
+    """
+    from hpcmr.kernels import keys as k
+
+    n, width = batch.nrows, layout.width
+    if scratch is None or len(scratch.hashes) < n:
+        scratch = KeyWords(np.empty((n, width), np.uint64), np.empty(n, np.uint64), 0)
+    words, hashes = scratch.words[:n], scratch.hashes[:n]
+    flat = scratch.words.reshape(-1)
+    hashes[:] = 0
+    long_count = 0
+    encoders = {"i": k.encode_signed, "u": k.encode_unsigned, "f": k.encode_float}
+    for name, kind, at in zip(layout.names, layout.types, layout.places, strict=True):
+        column = batch[name]
+        if column.valid is not None and not column.valid.all():
+            row = int(np.argmin(column.valid))
+            raise DataError(f"key column {name!r} is null in row {row} of the batch; fill or filter nulls before grouping", record=row)
+        if word_count(kind) == STRING_WORDS:
+            strings = as_strings(column)
+            long_count += k.encode_strings(strings.starts, strings.ends, np.ascontiguousarray(strings.data), flat, width, at, hashes)
+        else:
+            assert isinstance(column, FixedColumn)
+            letter, values = as_words(column.values)
+            encoders[letter](values, flat, width, at, hashes)
+    return KeyWords(words, hashes, long_count)
+
+
+class LongStrings:
+    """Strings of over 23 bytes, each kept once and known by a number, which stands in the last word of its key."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.slots = np.zeros(64, np.int64)
+        self.starts = np.zeros(32, np.int64)
+        self.ends = np.zeros(32, np.int64)
+        self.hashes = np.zeros(32, np.uint64)
+        self.data = np.zeros(1024, np.uint8)
+
+    @property
+    def used(self) -> int:
+        return int(self.ends[self.count - 1]) if self.count else 0
+
+    @property
+    def nbytes(self) -> int:
+        return self.slots.nbytes + self.starts.nbytes * 3 + self.data.nbytes
+
+    def column(self) -> BytesColumn:
+        return BytesColumn(self.starts[:self.count], self.ends[:self.count], self.data, False)
+
+    def intern(self, strings: BytesColumn, words: Words, width: int, at: int) -> None:
+        """Number the long strings of a column whose words lie at ``at .. at+2`` of rows of `width` words (flat)."""
+        from hpcmr.kernels.keys import intern_strings
+
+        lengths = strings.ends - strings.starts
+        lengths = lengths[lengths > 23]
+        self._reserve(len(lengths), int(lengths.sum()))
+        self.count = intern_strings(strings.starts, strings.ends, np.ascontiguousarray(strings.data), words, width, at, self.slots, self.starts,
+                                    self.ends, self.hashes, self.data, self.count, self.used)
+
+    def _reserve(self, rows: int, nbytes: int) -> None:
+        need = self.count + rows
+        if need > len(self.starts):
+            size = 1 << need.bit_length()
+            self.starts, self.ends, self.hashes = (np.resize(a, size) for a in (self.starts, self.ends, self.hashes))
+        if 2 * need > len(self.slots):
+            self.slots = np.zeros(4 << need.bit_length(), np.int64)
+            places = (self.hashes[:self.count] >> np.uint64(20)).astype(np.int64) & (len(self.slots) - 1)
+            for number, j in enumerate(places.tolist()):
+                while self.slots[j]:
+                    j = (j + 1) & (len(self.slots) - 1)
+                self.slots[j] = number + 1
+        if self.used + nbytes > len(self.data):
+            grown = np.zeros(1 << (self.used + nbytes).bit_length(), np.uint8)
+            grown[:self.used] = self.data[:self.used]
+            self.data = grown
+
+
+def decode_key(words: Words, width: int, at: int, kind: ColumnType, long: LongStrings) -> Column:
+    """The key column of rows of interned words (flat, `width` words a row)."""
+    from hpcmr.kernels import keys as k
+
+    n = len(words) // width
+    if word_count(kind) == STRING_WORDS:
+        strings = decode_strings(words, width, at, n, long, kind.kind == "text")
+        return fixed_strings(strings, kind) if kind.is_fixed else strings
+    dtype = kind.np_dtype
+    if dtype.kind == "f":
+        out = np.empty(n, np.float64)
+        k.decode_float(words, width, at, n, out)
+        return FixedColumn(out.astype(dtype, copy=False))
+    raw = np.ascontiguousarray(words[at::width])
+    if dtype.kind in "imM":
+        raw = (raw ^ np.uint64(1 << 63)).view(np.int64)
+    return FixedColumn(raw.view(dtype) if dtype.kind in "mM" else raw.astype(dtype, copy=False))
+
+
+def decode_strings(words: Words, width: int, at: int, n: int, long: LongStrings, text: bool) -> BytesColumn:
+    from hpcmr.kernels import keys as k
+
+    offsets = np.zeros(n + 1, np.int64)
+    k.decoded_lengths(words, width, at, n, long.starts, long.ends, offsets)
+    data = np.empty(int(offsets[-1]), np.uint8)
+    k.decode_strings(words, width, at, n, long.starts, long.ends, long.data, offsets, data)
+    return BytesColumn.from_offsets(offsets, data, text)
+
+
+def fixed_strings(strings: BytesColumn, kind: ColumnType) -> FixedColumn:
+    """Strings padded with NULs to the fixed width of `kind`."""
+    from hpcmr.kernels.strings import gather_bytes
+
+    size = kind.np_dtype.itemsize
+    out = np.zeros(len(strings) * size, np.uint8)
+    gather_bytes(np.ascontiguousarray(strings.starts), np.ascontiguousarray(strings.ends), strings.data,
+                 np.arange(len(strings) + 1, dtype=np.int64) * size, out)
+    return FixedColumn(out.view(kind.np_dtype))
