@@ -1,0 +1,54 @@
+"""MapReduce for MPI clusters: HDF5 in, HDF5 out, compiled kernels in between.
+
+::
+
+    import hpcmr as mr
+
+    def job(ctx):
+        events = mr.read_hdf5(ctx.params["input"], "/events", columns=["key", "value"])
+        stats = events.group_by("key").agg(n=mr.count(), total=mr.sum("value"))
+        stats.write_hdf5(ctx.output("stats"))
+
+Importing this package loads neither NumPy nor MPI: names are loaded when they are first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from hpcmr._version import __version__
+
+if TYPE_CHECKING:
+    from hpcmr.api.aggregates import all, any, count, first, last, max, mean, min, std, sum, var
+    from hpcmr.api.functions import batch, kernel
+    from hpcmr.api.output import open
+    from hpcmr.api.table import Result, Table, from_arrays, read_hdf5, read_text
+    from hpcmr.errors import HpcmrError
+
+_HOMES = {
+    "hpcmr.api.aggregates": ("all", "any", "count", "first", "last", "max", "mean", "min", "std", "sum", "var"),
+    "hpcmr.api.functions": ("batch", "kernel"),
+    "hpcmr.api.output": ("open",),
+    "hpcmr.api.table": ("Result", "Table", "from_arrays", "read_hdf5", "read_text"),
+    "hpcmr.errors": ("HpcmrError",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [  # noqa: PLE0604, RUF022
+    "HpcmrError", "Result", "Table", "__version__", "all", "any", "batch", "count", "first", "from_arrays", "kernel", "last",
+    "max", "mean", "min", "open", "read_hdf5", "read_text", "std", "sum", "var",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME_OF.get(name)
+    if home is None:
+        raise AttributeError(f"module 'hpcmr' has no attribute {name!r}")
+    value = getattr(importlib.import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
