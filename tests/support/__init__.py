@@ -1,0 +1,1 @@
+"""What tests share: launchers with a time limit, files of known content, slow twins."""
