@@ -18,11 +18,10 @@ from collections.abc import Sequence
 from typing import IO, Any, NoReturn
 
 from hpcmr._version import __version__
+from hpcmr.comm.launcher import env_rank
 from hpcmr.errors import EXIT_DONE, EXIT_FAILED, EXIT_REFUSED, HpcmrError
 
 COMMANDS = ("job", "cat", "export", "inspect", "digest", "launch", "bench", "doctor")
-RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID")
-SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
 SILENT_RANK_DELAY_S = 1.0
 
 DESCRIPTION = "MapReduce for MPI clusters: HDF5 and text in, HDF5 out, the same bits on any number of ranks."
@@ -37,16 +36,6 @@ examples:
 """
 
 
-def launcher_rank() -> int:
-    """This process's rank as the launcher's environment tells it, before MPI is up; 0 without a launcher."""
-    return next((int(v) for v in map(os.environ.get, RANK_VARIABLES) if v is not None and v.isdigit()), 0)
-
-
-def launcher_size() -> int:
-    """Number of processes that the launcher started; 1 without a launcher."""
-    return next((int(v) for v in map(os.environ.get, SIZE_VARIABLES) if v is not None and v.isdigit()), 1)
-
-
 class Parser(argparse.ArgumentParser):
     """An argparse parser that speaks on rank 0 only, and exits with the same code everywhere."""
 
@@ -56,7 +45,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*args, **options)
 
     def _print_message(self, message: str, file: IO[str] | None = None) -> None:
-        if launcher_rank() == 0:
+        if env_rank() == 0:
             super()._print_message(message, file)
 
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
@@ -71,7 +60,7 @@ class Parser(argparse.ArgumentParser):
 
 def leave_together(status: int) -> None:
     """Let rank 0 finish what it says: the first rank to leave with an error makes the launcher end the others."""
-    if status and launcher_rank() > 0:
+    if status and env_rank() > 0:
         time.sleep(SILENT_RANK_DELAY_S)
 
 
@@ -107,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def complain(message: str, code: int = EXIT_FAILED) -> int:
     """Say on rank 0 what is wrong, and return the exit code."""
-    if launcher_rank() == 0:
+    if env_rank() == 0:
         print(message, file=sys.stderr, flush=True)
     leave_together(code)
     return code if code != EXIT_DONE else EXIT_FAILED
