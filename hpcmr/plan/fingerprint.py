@@ -82,9 +82,19 @@ class _Digest:
         elif hasattr(item, "tobytes") and hasattr(item, "dtype"):
             self.piece("array", f"{item.dtype}{item.shape}".encode())
             self.piece("bytes", item.tobytes())
+        elif callable(getattr(item, "fingerprint", None)):
+            self.value(item.fingerprint())
         else:
-            self.piece("object", f"{type(item).__module__}.{type(item).__qualname__}".encode())
+            self._instance(item)
+
+    def _instance(self, item: Any) -> None:
+        """The user's objects count with their attributes, those of libraries with their text, if it tells more than an address."""
+        kind = type(item)
+        self.piece("object", f"{kind.__module__}.{kind.__qualname__}".encode())
+        if not is_installed(getattr(sys.modules.get(kind.__module__), "__file__", None)):
             self.value(vars(item) if hasattr(item, "__dict__") else None)
+        elif kind.__repr__ is not object.__repr__ and " at 0x" not in (text := repr(item)):
+            self.value(text)
 
     def _function(self, function: types.FunctionType) -> None:
         """Code, defaults, captured values, and the global values and functions of the user's that it refers to."""

@@ -1,0 +1,109 @@
+"""What ``job(ctx)`` is given: parameters, names of outputs, communicator, seed and log."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from hpcmr.comm.world import World, mpi_module
+from hpcmr.errors import JobSpecError
+
+LOGGER = "hpcmr.job"
+
+
+class Params(dict[str, Any]):
+    """The ``--set`` values; a name that was not set is an error that says how to set it."""
+
+    def __missing__(self, name: str) -> Any:
+        have = f"; set are {', '.join(map(repr, self))}" if self else ""
+        raise JobSpecError(f"the job asks for ctx.params[{name!r}], which was not given: add --set {name}=VALUE{have}")
+
+
+class JobContext:
+    """The surroundings of a job.
+
+    Attributes
+    ----------
+    params : dict
+        Values of ``--set KEY=VALUE``; a dotted key makes nested dicts.
+    name : str
+        The job's name.
+    run_dir : Path
+        Folder of this run.
+    seed : int
+        ``--set seed=...``, else 0; the same on all ranks.
+    rank, size : int
+        This process and the number of them.
+    log : logging.Logger
+        ``ctx.log.info(...)`` goes to stderr, from rank 0 only.
+    """
+
+    def __init__(self, world: World, name: str, params: Mapping[str, Any], run_dir: Path, outputs: Mapping[str, Any]) -> None:
+        self._world = world
+        self._outputs = dict(outputs)
+        self._named: list[str] = []
+        self.name = name
+        self.params = Params(params)
+        self.run_dir = run_dir
+        self.seed = int(params.get("seed", 0))
+        self.rank = world.rank
+        self.size = world.size
+        self.log = job_logger(world.rank)
+
+    @cached_property
+    def comm(self) -> Any:
+        """An mpi4py communicator over the ranks of the job, for your own messages: a duplicate, never used by this package.
+
+        Collective: yes, at the first use. Without a launcher it is a duplicate of COMM_SELF.
+        """
+        ours = self._world.comm
+        return (mpi_module().COMM_SELF if ours is None else ours).Dup()
+
+    def output(self, name: str) -> Path:
+        """Where to write the output `name`.
+
+        ``--set output.<name>=PATH``, else ``--set output.path=PATH`` (of a job with one output), else ``output/<name>`` in the
+        run directory.
+
+        Raises
+        ------
+        JobSpecError
+            The name is no plain file name, or two outputs would go to the same path.
+        """
+        if not isinstance(name, str) or not name or name in (".", "..", "path") or "/" in name or "\0" in name:
+            raise JobSpecError(f"ctx.output({name!r}): the name of an output is a plain word, and not 'path'")
+        if name not in self._named:
+            self._named.append(name)
+        told = self._outputs.get(name)
+        if told is not None:
+            return Path(str(told)).expanduser()
+        whole = self._outputs.get("path")
+        if whole is None:
+            return self.run_dir / "output" / name
+        others = [n for n in self._named if n not in self._outputs]
+        if len(others) > 1:
+            raise JobSpecError(f"--set output.path={whole} names one folder, and the job has the outputs {' and '.join(map(repr, others))}: "
+                               f"set each, for example --set output.{name}={whole}-{name}")
+        return Path(str(whole)).expanduser()
+
+    def fingerprint(self) -> tuple[Any, ...]:
+        """What counts of a context that a function of the user's captured."""
+        return ("context", dict(self.params), self.seed)
+
+
+def outputs_of(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of the parameters that names outputs: ``output.<name>`` and ``output.path``."""
+    told = params.get("output", {})
+    if not isinstance(told, Mapping):
+        raise JobSpecError(f"--set output={told}: write --set output.path={told}, or --set output.<name>=PATH")
+    return dict(told)
+
+
+def job_logger(rank: int) -> logging.Logger:
+    """The log of the job's author: rank 0 speaks, the others are silent."""
+    log = logging.getLogger(LOGGER)
+    log.disabled = rank != 0
+    return log
