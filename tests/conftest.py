@@ -31,13 +31,15 @@ _quiet: io.StringIO | None = None     # what ranks other than 0 print; shown onl
 
 
 def _launched_size() -> int:
-    for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_NTASKS" if "PMIX_RANK" in os.environ else "PMI_SIZE"):
+    for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE"):
         if os.environ.get(name, "").isdigit():
             return int(os.environ[name])
     return 1
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
+    """Last, so that the terminal reporter is there."""
     global _comm, _stderr, _quiet
     _stderr = os.fdopen(os.dup(2), "w")        # output is not captured yet
     from hypothesis import HealthCheck, settings

@@ -1,0 +1,58 @@
+# Targets of this file need Python 3.11, python3-venv and make, nothing else: no MPI, no compiler, no Slurm.
+#
+#   make demo       two jobs on four ranks: a word count, and statistics of particles
+#   make test       what is run before every change: one rank, 3 with Open MPI, 4 with MPICH, tests/comm on 2
+#   make test-all   1, 2, 3, 4 and 7 ranks with both MPIs
+#   make check      lint, type and test: what .ci/run does
+#   make bench      measure against DuckDB and Polars (tests/bench/)
+
+PYTHON ?= python3
+SHELL := /bin/bash
+export PYTHON
+# Both environments hold the same compiler, so they share what it made.
+export HPCMR_KERNEL_CACHE ?= $(CURDIR)/.cache/kernels
+
+OPENMPI := .venv-openmpi
+MPICH := .venv-mpich
+
+.PHONY: help demo test test-all test-quick lint type check bench docs clean env-openmpi env-mpich
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+demo:
+	@tests/support/make_env.sh .venv openmpi
+	@.venv/bin/python examples/demo.py
+
+env-openmpi:
+	@tests/support/make_env.sh $(OPENMPI) openmpi,test
+
+env-mpich:
+	@tests/support/make_env.sh $(MPICH) mpich,test
+
+test: env-openmpi env-mpich
+	@$(PYTHON) tests/support/matrix.py test
+
+test-all: env-openmpi env-mpich
+	@$(PYTHON) tests/support/matrix.py all
+
+test-quick: env-openmpi
+	@$(PYTHON) tests/support/matrix.py quick
+
+lint: env-openmpi
+	$(OPENMPI)/bin/ruff check .
+	$(OPENMPI)/bin/lint-imports
+
+type: env-openmpi
+	$(OPENMPI)/bin/mypy
+
+check: lint type test
+
+bench: env-openmpi
+	@$(OPENMPI)/bin/python tests/bench/run.py $(ARGS)
+
+docs: env-openmpi
+	@HPCMR_TEST_LIMIT_S=300 $(OPENMPI)/bin/python -m pytest -q tests/test_docs.py tests/test_examples.py tests/test_public_names.py
+
+clean:
+	rm -rf build dist *.egg-info .cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

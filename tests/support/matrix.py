@@ -1,0 +1,99 @@
+"""Run the test suite on several numbers of ranks and both MPIs, one after the other, and say at the end how each run closed.
+
+Needs the standard library only. A run that fails does not keep the others from running.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from tests.support import mpirun  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[2]
+CLOSING = re.compile(r"\d+ (passed|failed|errors?|skipped|deselected)\b.* in [\d.]+s|no tests ran in")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One call of pytest: on `n` ranks of `mpi`, or without a launcher where `n` is 0."""
+
+    mpi: str
+    n: int
+    args: tuple[str, ...] = ()
+    limit_s: float = 900
+
+    @property
+    def name(self) -> str:
+        return f"{self.mpi}, {f'{self.n} ranks' if self.n else 'no launcher'}" + (f", {' '.join(self.args)}" if self.args else "")
+
+
+QUICK = [Run("openmpi", 0, ("-m", "not slow and not launcher")), Run("openmpi", 3)]
+TEST = [
+    Run("openmpi", 0),
+    Run("mpich", 0, ("-m", "launcher and not slow")),
+    Run("openmpi", 3),
+    Run("mpich", 4),
+    Run("openmpi", 2, ("tests/comm",)),
+    Run("mpich", 2, ("tests/comm",)),
+]
+ALL = [Run(mpi, n, limit_s=1800) for mpi in ("openmpi", "mpich") for n in (0, 1, 2, 3, 4, 7)]
+PLANS = {"quick": QUICK, "test": TEST, "all": ALL}
+
+
+def execute(run: Run) -> tuple[int, str, float]:
+    """Exit code, closing line of pytest, and seconds."""
+    python = str(ROOT / f".venv-{run.mpi}" / "bin" / "python")
+    words = ["-m", "pytest", "-q", "--with-mpi", "-p", "no:cacheprovider", *run.args]
+    line, extra = mpirun.command(python, run.n, words) if run.n else ([python, *words], {})
+    began = time.monotonic()
+    process = subprocess.Popen(line, cwd=ROOT, env=mpirun.clean_env(extra), stdin=subprocess.DEVNULL,
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+    closing: list[str] = []
+    reader = threading.Thread(target=_copy, args=(process, closing), daemon=True)
+    reader.start()
+    try:
+        code = process.wait(run.limit_s)
+    except subprocess.TimeoutExpired:
+        print(f"\n=== {run.name}: {run.limit_s:g} s have passed, stacks of all ranks:", flush=True)
+        mpirun.print_stacks(process.pid)
+        code = mpirun.TIMED_OUT
+    finally:
+        if process.poll() is None:
+            mpirun.end(process)
+    reader.join(5)
+    # Rank 0 speaks for all, unless another one failed: then its line comes as well.
+    lines = [c for c in closing if "failed" in c or "error" in c] or closing
+    return code, lines[-1].strip("= \n") if lines else "no closing line", time.monotonic() - began
+
+
+def _copy(process: subprocess.Popen[str], closing: list[str]) -> None:
+    assert process.stdout is not None
+    for text in process.stdout:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+        if CLOSING.search(text):
+            closing.append(text)
+
+
+def main(plan: str) -> int:
+    results = []
+    for run in PLANS[plan]:
+        print(f"\n=== {run.name}", flush=True)
+        results.append((run, *execute(run)))
+    print("\n=== how each run closed")
+    for run, code, closing, seconds in results:
+        print(f"{'ok  ' if code == 0 else 'FAIL'} {run.name}: {closing} (exit code {code}, {seconds:.0f} s)")
+    print(flush=True)
+    return int(any(code for _, code, _, _ in results))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
