@@ -122,11 +122,12 @@ def test_editable_install(clone: Path, tmp_path: Path) -> None:
     made = python("-m", "venv", "--without-pip", str(tmp_path / "env"), cwd=tmp_path)
     assert made.returncode == 0, made.stderr
     fresh, packages = str(tmp_path / "env" / "bin" / "python"), Path(setuptools.__file__).parents[1]
-    done = python("-m", "pip", "--python", fresh, "install", "--quiet", "--no-deps", "--no-build-isolation", "-e", str(clone), cwd=tmp_path, path=packages)
+    # Dependencies are borrowed through a path entry, which runs no .pth file of its own: an editable install of the outer environment stays out.
+    next((tmp_path / "env" / "lib").glob("python*/site-packages")).joinpath("borrowed.pth").write_text(f"{packages}\n")
+    done = python("-m", "pip", "--python", fresh, "install", "--quiet", "--ignore-installed", "--no-deps", "--no-build-isolation", "-e", str(clone), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    # Dependencies are borrowed through PYTHONPATH, which runs no .pth file: an editable install of the outer environment stays out.
-    done = subprocess.run([fresh, "-c", "import hpcmr.kernels.jit, hpcmr; print(hpcmr.__file__)"], cwd=tmp_path, env={**clean_env(), "PYTHONPATH": str(packages)},
-                          capture_output=True, text=True, timeout=120)
+    env = {k: v for k, v in clean_env().items() if k != "PYTHONPATH"}
+    done = subprocess.run([fresh, "-c", "import hpcmr.kernels.jit, hpcmr; print(hpcmr.__file__)"], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert Path(done.stdout.strip()) == clone / "hpcmr" / "__init__.py"
     assert (tmp_path / "env" / "bin" / "hpcmr").exists()

@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,7 +27,9 @@ def has_launcher() -> bool:
     return True
 
 
-needs_launcher = pytest.mark.skipif(not has_launcher(), reason="no mpirun for this interpreter")
+def needs_launcher(test: Any) -> Any:
+    """Mark a test, or all of a class, as one that starts mpirun; it is skipped where there is none."""
+    return pytest.mark.launcher(pytest.mark.skipif(not has_launcher(), reason="no mpirun for this interpreter")(test))
 
 
 def run_ranks(args: Sequence[str | os.PathLike[str]], n: int = 3, timeout_s: float = 60, cwd: Path | None = None,
