@@ -30,10 +30,11 @@ class Backoff:
     ``pause()`` returns False once the time limit has passed. ``reset()`` says that something moved.
     """
 
-    __slots__ = ("_idle", "_limit_s", "_since", "_sleep_s")
+    __slots__ = ("_idle", "_limit_s", "_since", "_sleep_max_s", "_sleep_s")
 
-    def __init__(self, limit_s: float | None = None) -> None:
+    def __init__(self, limit_s: float | None = None, sleep_max_s: float = SLEEP_MAX_S) -> None:
         self._limit_s = stall_limit_s() if limit_s is None else limit_s
+        self._sleep_max_s = sleep_max_s
         self.reset()
 
     def reset(self) -> None:
@@ -49,5 +50,5 @@ class Backoff:
             os.sched_yield()
             return True
         time.sleep(self._sleep_s)
-        self._sleep_s = min(self._sleep_s * 1.5, SLEEP_MAX_S)
+        self._sleep_s = min(self._sleep_s * 1.5, self._sleep_max_s)
         return time.monotonic() - self._since < self._limit_s

@@ -164,6 +164,11 @@ class World:
         """Element-wise ``sum``, ``min`` or ``max`` over ranks: array of the shape and dtype (int64, uint64, float64) of `array`, new."""
         return np.array(array)
 
+    @collective
+    def alltoall(self, table: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Row d of ``(size, n) int64`` goes to rank d; row s of the result came from rank s."""
+        return np.array(table)
+
     # -- errors ----------------------------------------------------------------------------------------------------
 
     @collective
@@ -275,10 +280,12 @@ class MpiWorld(World):
         except self._mpi.Exception as e:
             raise self.mpi_error(e, what) from e
 
-    def testsome(self, requests: Sequence[MPI.Request], what: str) -> list[int]:
-        """Indices of the requests that have completed by now."""
+    def testsome(self, requests: Sequence[MPI.Request], what: str) -> list[tuple[int, int]]:
+        """Index of each request that has completed by now, and the bytes that its message had (for a receive)."""
+        statuses: list[MPI.Status] = []
         try:
-            return self._mpi.Request.Testsome(requests) or []
+            done = self._mpi.Request.Testsome(requests, statuses) or []
+            return [(i, s.Get_count(self._mpi.BYTE)) for i, s in zip(done, statuses, strict=False)]
         except self._mpi.Exception as e:
             raise self.mpi_error(e, what) from e
 
@@ -357,6 +364,14 @@ class MpiWorld(World):
     def allreduce(self, array: NDArray[Any], op: str = "sum") -> NDArray[Any]:
         """Element-wise ``sum``, ``min`` or ``max`` over ranks: array of the shape and dtype (int64, uint64, float64) of `array`, new."""
         return self._allreduce(array, op, "allreduce")
+
+    @collective
+    def alltoall(self, table: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Row d of ``(size, n) int64`` goes to rank d; row s of the result came from rank s."""
+        mine = np.ascontiguousarray(table)
+        out = np.empty_like(mine)
+        self.wait(self.comm.Ialltoall(mine, out), "alltoall of counts")
+        return out
 
     def _allreduce(self, array: NDArray[Any], op: str, what: str) -> NDArray[Any]:
         ops = {"sum": self._mpi.SUM, "min": self._mpi.MIN, "max": self._mpi.MAX}
