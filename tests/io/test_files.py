@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -129,7 +130,17 @@ def test_pipe_is_refused(tmp_path: Path) -> None:
         find_files(tmp_path / "pipe")
 
 
+def test_special_files_of_a_folder_are_passed_over(tree: Path) -> None:
+    want = names(tree, tree)
+    os.mkfifo(tree / "pipe", 0o777)
+    with socket.socket(socket.AF_UNIX) as s:
+        s.bind(str(tree / "sock"))
+        os.chmod(tree / "sock", 0o777)
+        assert names(tree, tree) == want
+
+
 def test_unreadable_is_named(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.chmod(tree / "b.txt", 0o600)
     monkeypatch.setattr(os, "access", lambda path, mode: not str(path).endswith("b.txt"))   # root may read everything
     with pytest.raises(InputError, match=r"b\.txt' may not be read"):
         find_files(tree)
