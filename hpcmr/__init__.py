@@ -35,7 +35,7 @@ _HOMES = {
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
-__all__ = [  # noqa: PLE0604, RUF022
+__all__ = [
     "HpcmrError", "Result", "Table", "__version__", "all", "any", "batch", "count", "first", "from_arrays", "kernel", "last",
     "max", "mean", "min", "open", "read_hdf5", "read_text", "std", "sum", "var",
 ]

@@ -214,7 +214,7 @@ def _check_known(key: tuple[str, ...], at: str) -> None:
     known = KEYS[key[0]]
     if len(key) == 2 and key[1] not in known:
         raise JobSpecError(f"{at}: [{key[0]}] has no key {key[1]!r}; its keys are {', '.join(known)}{_near(key[1], list(known))}")
-    if len(key) > 2 or len(key) == 1 and at.startswith("--set"):
+    if len(key) > 2 or (len(key) == 1 and at.startswith("--set")):
         raise JobSpecError(f"{at}: keys are TABLE.KEY; those of [{key[0]}] are {', '.join(f'{key[0]}.{k}' for k in known)}")
 
 
@@ -222,14 +222,16 @@ def _check_value(name: str, rule: Key, values: dict[str, Any], places: dict[str,
     table, _, key = name.partition(".")
     if name not in values:
         if rule.required:
-            raise JobSpecError(f"{places.get(table, f'{path}:1')}: [{table}] needs the key {key!r}: {rule.wanted}; its keys are {', '.join(KEYS[table])}")
+            at = places.get(table, f"{path}:1")
+            raise JobSpecError(f"{at}: [{table}] needs the key {key!r}: {rule.wanted}; its keys are {', '.join(KEYS[table])}")
         return
     value = values[name]
     fits = isinstance(value, rule.types) and (not isinstance(value, bool) or bool in rule.types)
     if fits and isinstance(value, list):
         fits = bool(value) and all(isinstance(v, str) for v in value)
     if not fits or (rule.choices and value not in rule.choices):
-        raise JobSpecError(f"{places[name]}: {key} = {_shown(value)} in [{table}]: {key!r} must be {rule.wanted}; the keys of [{table}] are {', '.join(KEYS[table])}")
+        raise JobSpecError(f"{places[name]}: {key} = {_shown(value)} in [{table}]: {key!r} must be {rule.wanted}; "
+                           f"the keys of [{table}] are {', '.join(KEYS[table])}")
 
 
 def _shown(value: Any) -> str:
@@ -270,7 +272,8 @@ def check_together(job: JobFile) -> None:
     for name, known in (("map.function", MAPPERS), ("reduce.function", REDUCERS), ("combine.function", COMBINERS)):
         function = job[name]
         if function is not None and not is_users(function) and function not in known:
-            raise job.fail(name, f"there is no built-in function {function!r}; {name} is {KEYS[name.split('.')[0]]['function'].wanted}{_near(function, list(known))}")
+            wanted = KEYS[name.split(".")[0]]["function"].wanted
+            raise job.fail(name, f"there is no built-in function {function!r}; {name} is {wanted}{_near(function, list(known))}")
     if job["job.name"] != os.path.basename(job["job.name"]) or job["job.name"] in ("", ".", ".."):
         raise job.fail("job.name", f"name = {job['job.name']!r}: the name becomes part of a folder's name, it cannot be empty or hold '/'")
     if job["input.format"] == "text":
@@ -294,7 +297,7 @@ def _check_map(job: JobFile) -> None:
         if job[f"map.{key}"] is not None and kind not in users:
             raise job.fail(f"map.{key}", f"{key!r} means nothing to function = {function!r}; it is for {' and '.join(users)}")
     if kind in ("words", "lines", "regex") and job["input.format"] != "text":
-        raise job.fail("map.function", f"function = {function!r} reads lines of text, and the input is hdf5; use function = 'columns' or one of yours")
+        raise job.fail("map.function", f"function = {function!r} reads lines of text, the input is hdf5; use function = 'columns' or one of yours")
     if kind == "regex" and job["map.pattern"] is None:
         raise job.fail("map.function", "function = 'regex' needs the key 'pattern', a regular expression with groups")
     if kind == "columns" and job["map.key"] is None:
@@ -303,4 +306,5 @@ def _check_map(job: JobFile) -> None:
     if kind in ("words", "lines") and isinstance(value, str) and value != "file":
         raise job.fail("map.value", f"value = {value!r}: {function} takes 'file' (the name of the document) or a number")
     if kind == "a function of yours" and value is not None and value != "file":
-        raise job.fail("map.value", f"value = {value!r}: beside a function of yours, 'file' adds the name of the document to its rows; nothing else has a meaning")
+        raise job.fail("map.value", f"value = {value!r}: beside a function of yours only 'file' has a meaning, it adds "
+                       "the name of the document to the rows")

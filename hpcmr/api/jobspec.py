@@ -53,7 +53,7 @@ def load_job(path: Path) -> Callable[[Any], Any]:
     job = getattr(load_file(path), "job", None)
     if not callable(job):
         raise JobSpecError(f"{path}: this file defines no function job(ctx); write `def job(ctx): ...`, with the actions of the job in it")
-    return job  # type: ignore[no-any-return]
+    return job
 
 
 def load_file(path: Path) -> ModuleType:
@@ -98,11 +98,12 @@ def load_function(name: str, folder: Path) -> Callable[..., Any]:
     module = _load_home(name, home, folder)
     function = getattr(module, attribute, None)
     if function is None:
-        there = ", ".join(n for n, v in vars(module).items() if callable(v) and not n.startswith("_") and getattr(v, "__module__", "") == module.__name__)
+        own = [n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == module.__name__]
+        there = ", ".join(n for n in own if not n.startswith("_"))
         raise JobSpecError(f"{name!r}: there is no function {attribute!r} in {home}; there are {there or 'none'}")
     if not callable(function):
         raise JobSpecError(f"{name!r} is a {type(function).__name__}, not a function")
-    return function  # type: ignore[no-any-return]
+    return function
 
 
 def _load_home(name: str, home: str, folder: Path) -> ModuleType:

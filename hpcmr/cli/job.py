@@ -32,7 +32,8 @@ def add_parser(subparsers: Any) -> None:
                                    description="Run a job on the ranks that the launcher started, or on one without a launcher.",
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("spec", nargs="?", metavar="SPEC", help="the job: a .toml or a .py file")
-    parser.add_argument("--set", action="append", default=[], dest="settings", metavar="KEY=VALUE", help="set a key of the job file, or a parameter of the job")
+    parser.add_argument("--set", action="append", default=[], dest="settings", metavar="KEY=VALUE",
+                        help="set a key of the job file, or a parameter of the job")
     parser.add_argument("--run-dir", metavar="DIR", help="folder of this run (default: hpcmr-runs/<name>-<hash of SPEC and --set>)")
     parser.add_argument("--memory", metavar="SIZE", help="memory for all ranks of a node together, for example 8GiB or 500MB")
     parser.add_argument("--explain", action="store_true", help="print the plan and run nothing")

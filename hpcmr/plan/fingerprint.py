@@ -93,7 +93,7 @@ class _Digest:
         self.piece("object", f"{kind.__module__}.{kind.__qualname__}".encode())
         if not is_installed(getattr(sys.modules.get(kind.__module__), "__file__", None)):
             self.value(vars(item) if hasattr(item, "__dict__") else None)
-        elif kind.__repr__ is not object.__repr__ and " at 0x" not in (text := repr(item)):
+        elif getattr(kind, "__repr__", None) is not object.__repr__ and " at 0x" not in (text := repr(item)):
             self.value(text)
 
     def _function(self, function: types.FunctionType) -> None:

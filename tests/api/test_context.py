@@ -38,7 +38,7 @@ def test_names_of_outputs(name: Any) -> None:
 
 
 def test_output_that_is_no_table() -> None:
-    with pytest.raises(JobSpecError, match="--set output.path=out"):
+    with pytest.raises(JobSpecError, match=r"--set output\.path=out"):
         context(output="out")
 
 

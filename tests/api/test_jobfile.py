@@ -133,7 +133,8 @@ def test_not_readable(tmp_path: Path) -> None:
 
 
 def test_values_of_settings() -> None:
-    values = {s.key[0]: s.value for s in parse_settings(["a=1", "b=1.5", "c=true", "d=[1, 2]", "e=text", "f='5'", "g=", "h=a=b", "i={x = 1}", "j=2020-01-01x"])}
+    values = {s.key[0]: s.value for s in parse_settings([
+        "a=1", "b=1.5", "c=true", "d=[1, 2]", "e=text", "f='5'", "g=", "h=a=b", "i={x = 1}", "j=2020-01-01x"])}
     assert values == {"a": 1, "b": 1.5, "c": True, "d": [1, 2], "e": "text", "f": "5", "g": "", "h": "a=b", "i": {"x": 1}, "j": "2020-01-01x"}
     assert nested(parse_settings(["a.b=1", "a.c.d=2", "e=3"])) == {"a": {"b": 1, "c": {"d": 2}}, "e": 3}
 
