@@ -1,0 +1,91 @@
+"""The examples give what their sequential twins give."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import shutil
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from tests.support.launch import ROOT, check, needs_launcher, run_job
+
+EXAMPLES = ROOT / "examples"
+ROWS = 20_000
+
+
+def twin(example: str, name: str = "sequential") -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"{example}_{name}", EXAMPLES / example / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("particles") / "snapshot.h5"
+    twin("particles", "generate").generate(path, ROWS)
+    return path
+
+
+def rows_of(path: Path) -> list[dict[str, object]]:
+    lines = check(run_job(["cat", path, "--format", "jsonl"], n=0)).stdout.splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def run(spec: Path, out: Path, n: int, *settings: str) -> list[dict[str, object]]:
+    pairs = [word for s in (*settings, f"output.path={out}") for word in ("--set", s)]
+    done = check(run_job(["job", spec, *pairs], n=n, timeout_s=120, cwd=out.parent))
+    assert re.fullmatch(rf"{re.escape(str(out))}\t\d+\n", done.stdout), done.stdout
+    return rows_of(out)
+
+
+def test_word_count_is_short_and_without_python() -> None:
+    lines = [line for line in (EXAMPLES / "wordcount/job.toml").read_text().splitlines() if line and not line.startswith("#")]
+    assert len(lines) < 15
+    assert not any(".py" in line or ":" in line for line in lines)
+
+
+@needs_launcher
+def test_word_count(tmp_path: Path) -> None:
+    found = run(EXAMPLES / "wordcount/job.toml", tmp_path / "counts", 3)
+    expected = twin("wordcount").count(sorted((EXAMPLES / "wordcount/texts").iterdir()))
+    assert {r["key"]: r["value"] for r in found} == expected
+
+
+@needs_launcher
+def test_word_count_of_another_folder_with_odd_bytes(tmp_path: Path) -> None:
+    texts = tmp_path / "texts"
+    shutil.copytree(EXAMPLES / "wordcount/texts", texts)
+    (texts / "z.txt").write_bytes(b"caf\xc3\xa9 caf\xe9 nul\0byte (in) --- \xff\xfe no end of line")
+    found = run(EXAMPLES / "wordcount/job.toml", tmp_path / "counts", 3, f"input.paths=['{texts}/*.txt']")
+    assert {r["key"]: r["value"] for r in found} == twin("wordcount").count(sorted(texts.iterdir()))
+
+
+@needs_launcher
+def test_inverted_index(tmp_path: Path) -> None:
+    found = run(EXAMPLES / "inverted_index/job.toml", tmp_path / "index", 3)
+    expected = twin("inverted_index").index(sorted((EXAMPLES / "inverted_index/texts").iterdir()))
+    assert {r["key"]: r["value"] for r in found} == expected
+
+
+@needs_launcher
+def test_particle_statistics(tmp_path: Path, snapshot: Path) -> None:
+    found = run(EXAMPLES / "particles/stats.py", tmp_path / "stats", 3, f"input={snapshot}")
+    expected = twin("particles").statistics(snapshot)
+    assert len(found) == len(expected)
+    for row in found:
+        n, total, mean, low, high = expected[row["cell"]]
+        assert (row["n"], row["total"], row["mean"], row["low"], row["high"]) == (n, total, mean, low, high)
+
+
+@needs_launcher
+@pytest.mark.parametrize("speed", ["kernel", "batch", "plain"])
+def test_three_speeds(tmp_path: Path, snapshot: Path, speed: str) -> None:
+    found = run(EXAMPLES / "three_speeds/job.py", tmp_path / "shells", 2, f"input={snapshot}", f"speed={speed}")
+    assert {r["shell"]: (r["n"], r["energy"]) for r in found} == twin("three_speeds").shells(snapshot)
