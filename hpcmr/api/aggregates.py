@@ -11,7 +11,7 @@ import builtins
 from typing import Any
 
 from hpcmr.errors import JobSpecError
-from hpcmr.ops.aggregate import Agg
+from hpcmr.ops.accumulators import Agg
 
 
 def _agg(function: str, column: str | None, name: str | None, options: tuple[Any, ...] = ()) -> Agg:
@@ -78,7 +78,7 @@ def all(column: str, *, name: str | None = None) -> Agg:
 def _ddof(function: str, ddof: int) -> tuple[Any, ...]:
     if not isinstance(ddof, int) or isinstance(ddof, bool) or ddof < 0:
         raise JobSpecError(f"{function}(ddof={ddof!r}): ddof is the integer taken from the count, 0 or above")
-    return (ddof,)
+    return (("ddof", ddof),)
 
 
 def check_distinct(names: list[str], what: str) -> None:
