@@ -73,6 +73,44 @@ def find_words(data, row_starts, row_ends, starts, ends, counts):
     return n
 
 
+@kernel(*(f"int64({b}, int64[::1], int64[::1])" for b in _BYTES))
+def count_words(data, row_starts, row_ends):
+    """Number of words in all rows: the exact room for `find_words`, where the bound would be far too much."""
+    n = 0
+    for r in range(row_starts.size):
+        pos, hi = row_starts[r], row_ends[r]
+        inside = np.uint64(0)
+        while pos < hi:
+            m = _space_bits(data, pos, hi)
+            n += popcount(~m & ~((~m << _ONE) | inside))
+            inside = ~m >> np.uint64(63)
+            pos += 64
+    return n
+
+
+@kernel(*(f"int64({b}, int64[::1], int64[::1], uint8, int64[::1], int64[::1], int64[::1])" for b in _BYTES))
+def find_fields(data, row_starts, row_ends, separator, starts, ends, counts):
+    """What lies between the separators of each row -> starts, ends, and in counts ``(rows,)`` how many. Returns their number.
+
+    A row of k separators has k + 1 fields, which may be empty. starts, ends: room for ``sum(length + 1)``.
+    """
+    n = 0
+    for r in range(row_starts.size):
+        before = n
+        start = row_starts[r]
+        for i in range(row_starts[r], row_ends[r]):
+            if data[i] == separator:
+                starts[n] = start
+                ends[n] = i
+                start = i + 1
+                n += 1
+        starts[n] = start
+        ends[n] = row_ends[r]
+        n += 1
+        counts[r] = n - before
+    return n
+
+
 @helper
 def _is_punctuation(c):
     """ASCII punctuation: printable and neither letter, digit nor space."""
