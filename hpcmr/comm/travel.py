@@ -31,7 +31,7 @@ Bytes = NDArray[np.uint8]
 TAG = 31000
 FRAGMENT_NBYTES_MAX = 1 << 30
 REQUESTS_MAX = 128           # on the way in each direction: Testsome looks at all of them
-SELF_COPY_NBYTES = 1 << 20   # how much of our own part is copied between two looks at the network
+SELF_COPY_NBYTES = 4 << 20   # how much of our own part is copied between two looks at the network
 SLEEP_MAX_S = 2e-4
 
 
