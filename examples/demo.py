@@ -66,8 +66,10 @@ def main() -> int:
     library = Path(sysconfig.get_paths()["stdlib"])
     files = [f for f in library.rglob("*.py") if f.is_file()]
     job(f"word count over the standard library of this Python: {len(files):,} files of {library}",
-        [str(ROOT / "examples/wordcount/job.toml"), "--set", f"input.paths=['{library}/**/*.py']"], "wordcount", None, sum(f.stat().st_size for f in files))
-    job("statistics per cell of a particle snapshot", [str(ROOT / "examples/particles/stats.py"), "--set", f"input={snapshot}"], "stats", ROWS, 16 * ROWS)
+        [str(ROOT / "examples/wordcount/job.toml"), "--set", f"input.paths=['{library}/**/*.py']"],
+        "wordcount", None, sum(f.stat().st_size for f in files))
+    job("statistics per cell of a particle snapshot", [str(ROOT / "examples/particles/stats.py"), "--set", f"input={snapshot}"],
+        "stats", ROWS, 16 * ROWS)
     return 0
 
 

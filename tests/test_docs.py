@@ -10,7 +10,7 @@ import pytest
 from tests.support.docs import blocks, needs_ranks, run_page
 from tests.support.launch import ROOT, has_launcher
 
-PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md"), *(ROOT / "slurm").glob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *(p for folder in ("docs", "examples", "slurm") for p in (ROOT / folder).rglob("*.md"))])
 RUNNABLE = [p for p in PAGES if p.exists() and any(b.run or b.file or b.language in ("python", "toml") for b in blocks(p))]
 
 

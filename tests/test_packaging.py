@@ -30,7 +30,8 @@ def python(*args: str, cwd: Path, path: Path | None = None) -> subprocess.Comple
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The files that git knows, links as links: what `git clone` gives."""
     folder = tmp_path_factory.mktemp("clone") / "hpcmr"
-    listed = subprocess.run(["git", "-c", f"safe.directory={ROOT}", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, check=False)
+    line = ["git", "-c", f"safe.directory={ROOT}", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(line, cwd=ROOT, capture_output=True, check=False)
     if listed.returncode:
         pytest.skip("no git, or not a checkout")
     for name in filter(None, os.fsdecode(listed.stdout).split("\0")):
@@ -108,7 +109,8 @@ def test_bare_clone_runs(clone: Path) -> None:
 def test_console_script_is_the_module(unpacked: Path, tmp_path: Path) -> None:
     entry = next(unpacked.glob("*.dist-info")).joinpath("entry_points.txt").read_text()
     assert "hpcmr = hpcmr.cli.main:main" in entry
-    by_name = python("-c", "import sys; sys.argv[0] = 'hpcmr'; from hpcmr.cli.main import main; sys.exit(main())", "--help", cwd=tmp_path, path=unpacked)
+    script = "import sys; sys.argv[0] = 'hpcmr'; from hpcmr.cli.main import main; sys.exit(main())"
+    by_name = python("-c", script, "--help", cwd=tmp_path, path=unpacked)
     by_module = python("-m", "hpcmr", "--help", cwd=tmp_path, path=unpacked)
     assert by_name.stdout == by_module.stdout != ""
 
@@ -124,10 +126,12 @@ def test_editable_install(clone: Path, tmp_path: Path) -> None:
     fresh, packages = str(tmp_path / "env" / "bin" / "python"), Path(setuptools.__file__).parents[1]
     # Dependencies are borrowed through a path entry, which runs no .pth file of its own: an editable install of the outer environment stays out.
     next((tmp_path / "env" / "lib").glob("python*/site-packages")).joinpath("borrowed.pth").write_text(f"{packages}\n")
-    done = python("-m", "pip", "--python", fresh, "install", "--quiet", "--ignore-installed", "--no-deps", "--no-build-isolation", "-e", str(clone), cwd=tmp_path)
+    flags = ["--quiet", "--ignore-installed", "--no-deps", "--no-build-isolation"]
+    done = python("-m", "pip", "--python", fresh, "install", *flags, "-e", str(clone), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     env = {k: v for k, v in clean_env().items() if k != "PYTHONPATH"}
-    done = subprocess.run([fresh, "-c", "import hpcmr.kernels.jit, hpcmr; print(hpcmr.__file__)"], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
+    code = "import hpcmr.kernels.jit, hpcmr; print(hpcmr.__file__)"
+    done = subprocess.run([fresh, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert Path(done.stdout.strip()) == clone / "hpcmr" / "__init__.py"
     assert (tmp_path / "env" / "bin" / "hpcmr").exists()
@@ -139,7 +143,10 @@ def test_kernels_refuse_their_bare_name() -> None:
     assert "import hpcmr.kernels" in done.stderr
 
 
-@pytest.mark.parametrize("code", ["import hpcmr", "import hpcmr.errors", "from hpcmr.cli.main import main\ntry: main(['--help'])\nexcept SystemExit: pass"])
+HELP = "from hpcmr.cli.main import main\ntry: main(['--help'])\nexcept SystemExit: pass"
+
+
+@pytest.mark.parametrize("code", ["import hpcmr", "import hpcmr.errors", HELP], ids=["import", "errors", "help"])
 def test_import_and_help_load_nothing_heavy(code: str) -> None:
     done = python("-c", f"{code}\n{NO_HEAVY_IMPORT}", cwd=ROOT)
     assert done.returncode == 0, done.stderr

@@ -5,9 +5,11 @@ Needs the standard library only. A run that fails does not keep the others from 
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from dataclasses import dataclass
@@ -15,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tests.support import mpirun  # noqa: E402
+from tests.support import mpirun
 
 ROOT = Path(__file__).resolve().parents[2]
 CLOSING = re.compile(r"\d+ (passed|failed|errors?|skipped|deselected)\b.* in [\d.]+s|no tests ran in")
@@ -85,9 +87,11 @@ def _copy(process: subprocess.Popen[str], closing: list[str]) -> None:
 
 def main(plan: str) -> int:
     results = []
-    for run in PLANS[plan]:
-        print(f"\n=== {run.name}", flush=True)
-        results.append((run, *execute(run)))
+    with tempfile.TemporaryDirectory(prefix="hpcmr-session-") as session:      # through it runs compare their results with one another
+        os.environ["HPCMR_TEST_SESSION"] = session
+        for run in PLANS[plan]:
+            print(f"\n=== {run.name}", flush=True)
+            results.append((run, *execute(run)))
     print("\n=== how each run closed")
     for run, code, closing, seconds in results:
         print(f"{'ok  ' if code == 0 else 'FAIL'} {run.name}: {closing} (exit code {code}, {seconds:.0f} s)")
