@@ -6,18 +6,23 @@ it can be asked before MPI, or without it.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
+from hpcmr.errors import Refused
+
 FAMILIES = {"openmpi": "Open MPI", "mpich": "MPICH", "intel": "Intel MPI", "mvapich": "MVAPICH", "slurm": "srun", "pmix": "a PMIx launcher", "pmi": "a PMI launcher"}
-LAUNCH_VARIABLES = ("OMPI_", "PMI_", "PMIX_", "HYDI_", "HYDRA_", "MPI_LOCAL", "MV2_COMM_", "PRTE_", "SLURM_STEP", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID")
-KEPT_VARIABLES = ("OMPI_ALLOW_RUN_AS_ROOT", "OMPI_MCA_", "PMIX_MCA_", "PRTE_MCA_")
+# What a launcher, or an MPI that was initialised without one, leaves behind; a child that inherits it takes itself for a rank.
+LAUNCH_VARIABLES = ("OMPI_", "OPAL_", "PMI_", "PMIX_", "PRTE_", "HYDI_", "HYDRA_", "MPI_LOCAL", "MPIR_", "MV2_COMM_", "SLURM_STEP", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID")
+KEPT_VARIABLES = ("OMPI_ALLOW_RUN_AS_ROOT", "OMPI_MCA_", "PMIX_MCA_", "PRTE_MCA_", "MPIR_CVAR_", "OPAL_PREFIX")
 
 
 @dataclass(frozen=True)
@@ -110,3 +115,193 @@ def library_family(library: str) -> str:
         if any(word in library for word in words):
             return family
     return "unknown"
+
+
+# -- starting ranks ----------------------------------------------------------------------------------------------------
+
+_PROBE = """
+import json, mpi4py
+mpi4py.rc.initialize = False
+from mpi4py import MPI
+maps = open("/proc/self/maps").read().split() if __import__("os").path.exists("/proc/self/maps") else []
+paths = sorted({p for p in maps if "/libmpi" in p and ".so" in p}, key=lambda p: (not p.rpartition("/")[2].startswith("libmpi.so"), p))
+print(json.dumps({"library": MPI.Get_library_version().strip(), "vendor": MPI.get_vendor()[0], "version": ".".join(map(str, MPI.get_vendor()[1])),
+                  "mpi4py": mpi4py.__version__, "path": paths[0] if paths else ""}))
+"""
+
+
+@dataclass(frozen=True)
+class Bound:
+    """The MPI that mpi4py is bound to."""
+
+    library: str
+    vendor: str
+    version: str
+    mpi4py: str
+    path: str
+
+    @property
+    def family(self) -> str:
+        return library_family(self.library)
+
+    def __str__(self) -> str:
+        return f"{self.vendor} {self.version}"
+
+
+def bound_mpi(python: str = sys.executable) -> Bound:
+    """Ask a process of its own, so that this one stays free of MPI.
+
+    Raises
+    ------
+    Refused
+        mpi4py or its library cannot be loaded.
+    """
+    done = subprocess.run([python, "-c", _PROBE], capture_output=True, text=True, timeout=120, env=clean_env(), check=False)
+    if done.returncode:
+        said = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        raise Refused(f"mpi4py cannot load an MPI library in {python}: {said}; install `hpcmr[openmpi]` or `hpcmr[mpich]`, or load your site's MPI module")
+    return Bound(**json.loads(done.stdout.splitlines()[-1]))
+
+
+@dataclass(frozen=True)
+class Found:
+    """A launcher: its path, and the family and first line of what it says about itself."""
+
+    path: str
+    family: str
+    says: str
+
+
+def find_launchers(bound: Bound, python: str = sys.executable, env: Mapping[str, str] | None = None) -> list[Found]:
+    """All mpirun and mpiexec at hand: beside Python (the wheels of the package index put them there, and the environment need
+    not be activated), beside the library, and on the path, in this order."""
+    env = os.environ if env is None else env
+    folders = [Path(python).parent, *([Path(bound.path).resolve().parent.parent / "bin"] if bound.path else []),
+               *(Path(p) for p in env.get("PATH", "").split(os.pathsep) if p)]
+    found: dict[str, Found] = {}
+    for folder in dict.fromkeys(folders):
+        for name in ("mpirun", "mpiexec"):
+            path = str(folder / name)
+            if path not in found and os.access(path, os.X_OK) and not any(f.startswith(f"{folder}{os.sep}") for f in found):
+                found[path] = Found(path, *_banner(path))
+    return list(found.values())
+
+
+def _banner(path: str) -> tuple[str, str]:
+    try:
+        done = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=60, env=clean_env(), check=False)
+    except (OSError, subprocess.TimeoutExpired) as e:
+        return "unknown", f"does not run: {e}"
+    text = done.stdout + done.stderr
+    lines = [x.strip() for x in text.splitlines() if x.strip()]
+    version = next((x.split(":", 1)[1].strip() for x in lines if x.startswith("Version:")), "")
+    return library_family(text), f"{lines[0].rstrip(':')} {version}".strip() if lines else "says nothing"
+
+
+def srun_kinds(env: Mapping[str, str] | None = None) -> list[str]:
+    """What ``srun --mpi=list`` offers (for example pmi2, pmix); empty outside a Slurm allocation or without srun."""
+    env = os.environ if env is None else env
+    srun = shutil.which("srun", path=env.get("PATH"))
+    if not srun or "SLURM_JOB_ID" not in env:
+        return []
+    try:
+        done = subprocess.run([srun, "--mpi=list"], capture_output=True, text=True, timeout=30, env=clean_env(env), check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    words = re.findall(r"[a-z][a-z0-9_]*", done.stdout + done.stderr)
+    return [w for w in ("pmix", "pmi2", "cray_shasta", "openmpi") if w in words]
+
+
+@dataclass(frozen=True)
+class Command:
+    """How to start ranks: the words before ``python``, variables to set, and why this launcher."""
+
+    words: list[str]
+    env: dict[str, str]
+    why: str
+
+
+def command(n: int, bound: Bound, launchers: list[Found], kinds: list[str], env: Mapping[str, str] | None = None, cores: int | None = None, root: bool | None = None) -> Command:
+    """The launcher and the flags that fit the MPI that mpi4py is bound to. Pure: everything it goes by is an argument.
+
+    Parameters
+    ----------
+    n : int
+        Number of ranks.
+    bound, launchers, kinds
+        From `bound_mpi`, `find_launchers`, `srun_kinds`.
+    cores : int, optional
+        Cores of this machine that may be used.
+    root : bool, optional
+        Whether the user is root.
+
+    Raises
+    ------
+    Refused
+        No launcher of this MPI was found.
+    """
+    env = os.environ if env is None else env
+    root = os.geteuid() == 0 if root is None else root
+    cores = len(os.sched_getaffinity(0)) if cores is None else cores
+    in_slurm = "SLURM_JOB_ID" in env
+    fits = next((f for f in launchers if f.family == bound.family), None)
+    srun = {"openmpi": "pmix", "mpich": "pmi2", "intel": "pmi2", "mvapich": "pmi2"}.get(bound.family, "")
+    if in_slurm and srun in kinds and (bound.family != "openmpi" or fits is None):
+        return Command(["srun", f"--mpi={srun}", "-n", str(n)], {}, f"inside Slurm, whose srun speaks {srun} with {bound}")
+    if fits is None:
+        others = "; ".join(f"{f.path} is {FAMILIES.get(f.family, 'of an MPI we do not know')}" for f in launchers) or "there is no mpirun beside Python or on the path"
+        raise Refused(f"mpi4py is bound to {bound} ({bound.path}), but no launcher of it was found: {others}; put the bin folder of that MPI on the path")
+    if bound.family != "openmpi":
+        return Command([fits.path, "-n", str(n)], {}, f"the mpirun of {bound}, the MPI of mpi4py")
+    slots = _number(env, "SLURM_NTASKS", "SLURM_NPROCS") or 0 if in_slurm else cores
+    flags = ["--allow-run-as-root"] if root else []
+    flags += ["--bind-to", "none"]        # ranks of two runs bound to the same cores, or to one core of a Slurm share, take turns
+    # Open MPI counts cores, not hardware threads, hence half of what the system shows may be all it grants.
+    flags += ["--oversubscribe"] if n > (slots if in_slurm else max(1, slots // 2)) else []
+    return Command([fits.path, "-n", str(n), *flags], {}, f"the mpirun of {bound}, the MPI of mpi4py" + (", inside Slurm" if in_slurm else ""))
+
+
+def default_ranks(env: Mapping[str, str] | None = None) -> int:
+    """Ranks to start where nobody says: the tasks of the Slurm allocation, else the cores that may be used."""
+    env = os.environ if env is None else env
+    return (_number(env, "SLURM_NTASKS", "SLURM_NPROCS") if "SLURM_JOB_ID" in env else None) or len(os.sched_getaffinity(0))
+
+
+def package_env() -> dict[str, str]:
+    """PYTHONPATH with the folder of this package in front where it is not installed (a bare clone), so that ranks find it from any folder."""
+    home = Path(__file__).resolve().parents[2]
+    if home.name in ("site-packages", "dist-packages"):
+        return {}
+    return {"PYTHONPATH": os.pathsep.join([str(home), *filter(None, [os.environ.get("PYTHONPATH", "")])])}
+
+
+_FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+
+
+def run_ranks(start: Command, args: list[str], python: str = sys.executable) -> int:
+    """Start ``python args...`` on all ranks, pass signals on, and return the exit code.
+
+    Returns
+    -------
+    int
+        That of the launcher; 128 + signal where this process was told to end (130 for an interrupt, 143 for SIGTERM).
+    """
+    env = {**clean_env(), **package_env(), **start.env}
+    got: list[int] = []
+    # A group of its own: an interrupt typed at the terminal reaches the launcher once, through us.
+    child = subprocess.Popen([*start.words, python, *args], env=env, stdin=subprocess.DEVNULL, process_group=0)
+
+    def forward(number: int, _frame: object) -> None:
+        got.append(number)
+        child.send_signal(number)
+
+    before = {s: signal.signal(s, forward) for s in _FORWARDED}
+    try:
+        code = child.wait()
+    finally:
+        for s, handler in before.items():
+            signal.signal(s, handler)
+    ended = next((s for s in got if s in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)), None)
+    if code in (0, 75) or ended is None:        # a job that was told to end may finish or commit and end well
+        return code if code >= 0 else 128 - code
+    return 128 + ended

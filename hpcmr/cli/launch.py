@@ -1,0 +1,59 @@
+"""``hpcmr launch``: start ranks with the launcher, and the flags, that fit the MPI that mpi4py is bound to."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from typing import Any
+
+EPILOG = """\
+examples:
+  python -m hpcmr launch -n 4 job wordcount.toml
+  python -m hpcmr launch -n 4 --print job wordcount.toml      say which launcher and flags, start nothing
+  python -m hpcmr launch -n 4 --mpirun-args="--hostfile nodes" job wordcount.toml
+
+The exit code is that of the command: 0 done, 1 failed, 2 refused before any work, 75 resumable; 130 and 143 where launch itself
+was interrupted or terminated.
+"""
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser("launch", help="start a command on several ranks", formatter_class=argparse.RawDescriptionHelpFormatter,
+                                   description="Find mpirun or srun for the MPI that mpi4py is bound to, and start `python -m hpcmr COMMAND ...` on N ranks.", epilog=EPILOG)
+    parser.add_argument("-n", type=_positive, default=None, dest="ranks", metavar="N", help="number of ranks (default: the tasks of the Slurm allocation, else the cores of this machine)")
+    parser.add_argument("--print", action="store_true", dest="show", help="print the command line and why, start nothing")
+    parser.add_argument("--mpirun-args", default="", metavar="ARGS", help="more words for the launcher, in one quoted string")
+    parser.add_argument("words", nargs=argparse.REMAINDER, metavar="COMMAND ...", help="for example: job wordcount.toml --set output.path=out")
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of ranks; it must be 1 or more")
+    return int(text)
+
+
+def run(args: argparse.Namespace) -> int:
+    from hpcmr.comm import launcher
+    from hpcmr.errors import Refused
+
+    words = args.words[1:] if args.words[:1] == ["--"] else args.words
+    if not words:
+        raise Refused("launch needs a command to start; for example `hpcmr launch -n 4 job wordcount.toml`")
+    found = launcher.started()
+    if found is not None and found.size > 1:
+        raise Refused(f"this is already one of {found.size} ranks started by {found.by}; run `python -m hpcmr {words[0]}` there, or launch outside of it")
+    n = args.ranks or launcher.default_ranks()
+    bound = launcher.bound_mpi()
+    start = launcher.command(n, bound, launcher.find_launchers(bound), launcher.srun_kinds())
+    start.words.extend(shlex.split(args.mpirun_args))
+    line = ["-m", "hpcmr", *words]
+    if args.show:
+        print(shlex.join([*start.words, sys.executable, *line]))
+        print(f"{start.why}; ranks: {n}", file=sys.stderr)
+        return 0
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.environ.setdefault("PYTHONUNBUFFERED", "1")      # what a rank says before it is killed should be seen
+    return launcher.run_ranks(start, line)
