@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -101,6 +102,13 @@ class TextSource:
         self.block_nbytes = block_nbytes
         self._spare: _Blocks | None = None
 
+    def in_blocks(self) -> TextSource:
+        """The same input in blocks of whole words, if it can be: line numbers need lines."""
+        if self.row is not None or self.whole_blocks:
+            return self
+        return TextSource(self.paths, "utf-8" if self.text else None, file=self.file, whole_blocks=True,
+                          split_nbytes=self.split_nbytes, block_nbytes=self.block_nbytes)
+
     def fingerprint(self) -> tuple[Any, ...]:
         return ("text", tuple(self.paths), self.text, self.file, self.row, self.whole_blocks, self.split_nbytes)
 
@@ -155,7 +163,8 @@ class TextSource:
         unit = PAGE if self.split_nbytes >= 4 * PAGE else 1
         cuts = [info.nbytes * i // count // unit * unit for i in range(count)] + [info.nbytes]
         rows = self._lines_before(info, cuts) if self.row else [0] * count
-        return [Split(first + i, b - a, f"{info.path}[{a}:{b}]", ("range", *info, a, b, rows[i])) for i, (a, b) in enumerate(zip(cuts[:-1], cuts[1:], strict=True))]
+        ranges = enumerate(pairwise(cuts))
+        return [Split(first + i, b - a, f"{info.path}[{a}:{b}]", ("range", *info, a, b, rows[i])) for i, (a, b) in ranges]
 
     def _lines_before(self, info: FileInfo, cuts: list[int]) -> list[int]:
         """Number of the first line that starts in each range: of the line feeds before the byte in front of it, and that one."""
@@ -164,7 +173,7 @@ class TextSource:
         counts = [0]
         blocks = _Blocks(self.block_nbytes)
         with _Opened(info.path, info.nbytes, info.mtime_ns) as opened:
-            for a, b in zip(cuts[:-2], cuts[1:-1], strict=True):
+            for a, b in pairwise(cuts[:-1]):
                 n = 0
                 for pos in range(a, b, self.block_nbytes):
                     want = min(self.block_nbytes, b - pos)
@@ -256,7 +265,7 @@ class _Blocks:
         raw = np.empty(nbytes + 2 * PAGE + PAD, np.uint8)
         skip = -raw.ctypes.data % PAGE
         self.data: Bytes = raw[skip:]
-        self.view = memoryview(self.data)
+        self.view = self.data.data
         self.room = len(self.data) - PAD
         self.starts: Index = np.empty(0, np.int64)
         self.ends: Index = np.empty(0, np.int64)

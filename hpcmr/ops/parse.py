@@ -98,7 +98,8 @@ def parse_column(column: BytesColumn, kind: ColumnType, what: str, records: Inde
     if kind.is_string:
         return BytesColumn(column.starts, column.ends, column.data, kind == TEXT, column.valid)
     present = slice(None) if column.valid is None else np.flatnonzero(column.valid)
-    some = Places(np.ascontiguousarray(column.starts[present]), np.ascontiguousarray(column.ends[present]), np.ascontiguousarray(column.data), column.text)
+    starts, ends = np.ascontiguousarray(column.starts[present]), np.ascontiguousarray(column.ends[present])
+    some = Places(starts, ends, np.ascontiguousarray(column.data), column.text)
     values, bad = _integers(some, kind) if kind.np_dtype.kind in "iu" else _floats(some, kind)
     if bad >= 0:
         raw = some.data[some.starts[bad]:some.ends[bad]].tobytes().decode("utf-8", "surrogateescape")
@@ -118,8 +119,10 @@ def _integers(rows: Places, kind: ColumnType) -> tuple[NDArray[np.generic], int]
     values = np.empty(len(rows.starts), np.int64)
     bad = parse_int64(rows.starts, rows.ends, rows.data, values)
     limits = np.iinfo(kind.np_dtype)
-    outside = np.flatnonzero((values < max(limits.min, -2**63)) | (values > min(limits.max, 2**63 - 1))) if bad < 0 else ()
-    return values.astype(kind.np_dtype), int(outside[0]) if len(outside) else bad
+    if bad < 0:
+        outside = np.flatnonzero((values < limits.min) | (values > min(limits.max, 2**63 - 1)))
+        bad = int(outside[0]) if len(outside) else -1
+    return values.astype(kind.np_dtype), bad
 
 
 def _floats(rows: Places, kind: ColumnType) -> tuple[NDArray[np.generic], int]:
@@ -133,4 +136,5 @@ def _floats(rows: Places, kind: ColumnType) -> tuple[NDArray[np.generic], int]:
             values[i] = float(raw) if b"_" not in raw else float("no")
         except ValueError:
             return values, i
-    return values.astype(kind.np_dtype), -1
+    with np.errstate(over="ignore"):
+        return values.astype(kind.np_dtype), -1

@@ -63,7 +63,8 @@ class Regex:
         number = self.compiled.groupindex.get(group) if isinstance(group, str) else group if 0 <= group <= self.compiled.groups else None
         if number is None:
             names = "".join(f", {n!r}" for n in self.compiled.groupindex)
-            raise JobSpecError(f"the pattern {self.compiled.pattern.decode('utf-8', 'replace')!r} has no group {group!r}; it has 0 (the whole match) to {self.compiled.groups}{names}")
+            raise JobSpecError(f"the pattern {self.compiled.pattern.decode('utf-8', 'replace')!r} has no group {group!r}; "
+                               f"it has 0 (the whole match) to {self.compiled.groups}{names}")
         return number
 
     def fingerprint(self) -> tuple[Any, ...]:

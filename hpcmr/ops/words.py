@@ -9,6 +9,8 @@ import numpy as np
 
 from hpcmr.data.batch import Batch, BytesColumn, Column
 from hpcmr.data.schema import Field, Schema
+from hpcmr.io.source import Source
+from hpcmr.io.text import TextSource
 from hpcmr.ops.contract import Origin
 from hpcmr.ops.parse import Index, Places, check_string, kept, output_schema, places_of
 
@@ -100,3 +102,10 @@ class Words:
         starts -= lo
         ends -= lo
         return starts, ends, self._lower
+
+
+def source_for(step: object, source: Source) -> Source:
+    """The source to read where `step` is the first to see its rows: text in whole blocks if only the words of its lines matter."""
+    if isinstance(step, Words) and step.column == "line" and isinstance(source, TextSource):
+        return source.in_blocks()
+    return source

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from hpcmr.io.source import Source
 from hpcmr.ops.contract import KeyedOperator, Step
+from hpcmr.ops.words import source_for
 from hpcmr.plan.nodes import Apply, Keyed, Node, Read, chain
 
 
@@ -51,7 +52,7 @@ def stages(node: Node) -> list[StageSpec]:
     nodes = chain(node)
     first = nodes[0]
     assert isinstance(first, Read)
-    source: Source | None = first.source
+    source: Source | None = source_for(nodes[1].step, first.source) if len(nodes) > 1 and isinstance(nodes[1], Apply) else first.source
     labels, steps, found = [first.label], [], []
     for item in nodes[1:]:
         labels.append(item.label)

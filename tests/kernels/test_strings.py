@@ -53,14 +53,15 @@ def test_integers(values: list[int]) -> None:
     assert out.tolist() == values
 
 
-@pytest.mark.parametrize("bad", [b"", b"-", b"+", b"1.0", b"x", b"1 2", b"9223372036854775808", b"-9223372036854775809", b"99999999999999999999", b"--1",
-                                 b"18446744073709551617"])
+@pytest.mark.parametrize("bad", [b"", b"-", b"+", b"1.0", b"x", b"1 2", b"--1", b"9223372036854775808", b"-9223372036854775809",
+                                 b"99999999999999999999", b"18446744073709551617"])
 def test_no_integer(bad: bytes) -> None:
     starts, ends, data = places([b" 7\t", bad])
     assert parse_int64(starts, ends, data, np.empty(2, np.int64)) == 1
 
 
-@given(st.lists(st.floats(allow_nan=False, allow_infinity=False) | st.decimals(allow_nan=False, allow_infinity=False, places=3), min_size=1, max_size=20))
+@given(st.lists(st.floats(allow_nan=False, allow_infinity=False) | st.decimals(allow_nan=False, allow_infinity=False, places=3),
+                min_size=1, max_size=20))
 def test_floats_have_the_bits_of_float(values: list[object]) -> None:
     rows = [str(v).encode() for v in values]
     starts, ends, data = places(rows)

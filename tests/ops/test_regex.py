@@ -23,7 +23,8 @@ def batch_of(rows: list[bytes | None], text: bool = False) -> Batch:
     return Batch({"line": BytesColumn.from_list(rows, text), "i": FixedColumn(np.arange(len(rows)))})
 
 
-@given(st.lists(st.text("ab \n", max_size=8).map(str.encode) | st.none(), min_size=1, max_size=8), st.sampled_from(PATTERNS), st.randoms(use_true_random=False))
+@given(st.lists(st.text("ab \n", max_size=8).map(str.encode) | st.none(), min_size=1, max_size=8), st.sampled_from(PATTERNS),
+       st.randoms(use_true_random=False))
 def test_matches(rows: list[bytes | None], pattern: bytes, random: object) -> None:
     count = re.compile(pattern).groups
     step = Regex(pattern, {f"g{g}": g for g in range(count + 1)}, keep=("i",))

@@ -20,7 +20,8 @@ def batch_of(rows: list[bytes | None], text: bool = False) -> Batch:
     return Batch({"line": BytesColumn.from_list(rows, text), "i": FixedColumn(np.arange(len(rows)))})
 
 
-@given(st.lists(st.text("ab, \t", max_size=12).map(str.encode), min_size=1, max_size=10), st.sampled_from([None, b",", b"\t", " "]), st.integers(1, 3), st.integers(1, 3))
+@given(st.lists(st.text("ab, \t", max_size=12).map(str.encode), min_size=1, max_size=10), st.sampled_from([None, b",", b"\t", " "]),
+       st.integers(1, 3), st.integers(1, 3))
 def test_fields(rows: list[bytes], separator: bytes | str | None, one: int, two: int) -> None:
     step = SplitColumns({"one": one, "two": two}, separator=separator, keep=("i",))
     batch = batch_of(rows)
@@ -41,8 +42,10 @@ def test_numbers() -> None:
     assert isinstance(step, Step)
 
 
-@pytest.mark.parametrize(("kind", "good", "bad"), [("int8", b"-128", b"128"), ("uint8", b"255", b"-1"), ("uint32", b"4294967295", b"4294967296"), ("int64", b"-9223372036854775808", b"1.5"),
-                                                   ("float64", b"-1.5e3", b"1_0"), ("float32", b"0.1", b""), ("float64", b"Infinity", b"0x10")])
+@pytest.mark.parametrize(("kind", "good", "bad"), [
+    ("int8", b"-128", b"128"), ("uint8", b"255", b"-1"), ("uint32", b"4294967295", b"4294967296"), ("int64", b"-9223372036854775808", b"1.5"),
+    ("float64", b"-1.5e3", b"1_0"), ("float32", b"0.1", b""), ("float64", b"Infinity", b"0x10"),
+])
 def test_every_width(kind: str, good: bytes, bad: bytes) -> None:
     step = SplitColumns({"x": 1}, separator=";", types={"x": kind})
     got = step.apply(batch_of([good]), AT)["x"]

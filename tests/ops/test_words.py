@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,9 +13,10 @@ from hypothesis import strategies as st
 from hpcmr.data.batch import Batch, BytesColumn, FixedColumn
 from hpcmr.data.schema import INT64, TEXT, Schema
 from hpcmr.errors import JobSpecError
+from hpcmr.io.text import TextSource
 from hpcmr.ops.contract import Origin, Step
 from hpcmr.ops.lines import Lines
-from hpcmr.ops.words import Words
+from hpcmr.ops.words import Words, source_for
 
 AT = Origin(0, 0)
 pieces = [b" ", b"\n", b"\t", b"A", b"b,", b"--", b"It's", b"\0", b"\xff", "É".encode(), b"(x)"]
@@ -90,8 +92,24 @@ def test_what_does_not_fit_is_refused() -> None:
 
 
 def test_fingerprints_differ() -> None:
-    steps = [Words(), Words("x"), Words(lowercase=True), Words(strip_punctuation=True), Words(keep=("a",)), Words(name="w"), Lines(), Lines("x"), Lines(name="l")]
+    steps = [Words(), Words("x"), Words(lowercase=True), Words(strip_punctuation=True), Words(keep=("a",)), Words(name="w"),
+             Lines(), Lines("x"), Lines(name="l")]
     assert len({s.fingerprint() for s in steps}) == len(steps)
+
+
+def test_blocks_instead_of_lines_where_words_come_first(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"one two\nthree\n" * 100)
+    source = TextSource(tmp_path, file="doc")
+    blocks = source_for(Words(keep=("doc",)), source)
+    assert blocks is not source and not source.whole_blocks
+    assert blocks.fingerprint()[1:5] == source.fingerprint()[1:5]
+    schema, splits = blocks.survey()
+    assert (schema, splits) == source.survey()
+    batches = [Words(keep=("doc",)).apply(b, AT) for b in blocks.read(splits[0])]
+    assert [w for b in batches for w in b["word"].to_list()] == ["one", "two", "three"] * 100
+    assert {d for b in batches for d in b["doc"].to_list()} == {str(tmp_path / "a.txt")}
+    numbered = TextSource(tmp_path, row="i")
+    assert source_for(Words(), numbered) is numbered and source_for(Words("doc"), source) is source and source_for(Lines(), source) is source
 
 
 def test_lines_are_the_column() -> None:
