@@ -415,7 +415,7 @@ def _fixed_width(column: BytesColumn, target: ColumnType, name: str) -> Column:
 def _cast_values(column: FixedColumn, target: ColumnType, name: str, declared: bool) -> NDArray[Any]:
     values, dtype = column.values, target.np_dtype
     a, b = values.dtype.kind, dtype.kind
-    if a == b == "S" or a == b and a in "mM":
+    if a == b == "S" or (a == b and a in "mM"):
         allowed = np.can_cast(values.dtype, dtype, "safe")
     else:
         allowed = f"{a}{b}" in _DECLARED or (not declared and np.can_cast(values.dtype, dtype, "safe"))
