@@ -156,3 +156,48 @@ def _pack(columns: tuple[Any, ...], destination: Any, counts: Any, out: tuple[An
             for d in range(len(counts)):
                 place[at[d]:at[d] + here[d]] = grouped[ends[d] - here[d]:ends[d]]
         at += here
+
+
+@bench("text", "text files in lines and in words, against a plain read of the same bytes")
+def text(args: argparse.Namespace) -> Figures:
+    """A file per rank in the temporary folder, in the page cache; each rank reads its own."""
+    import tempfile
+    from pathlib import Path
+
+    import numpy as np
+
+    from hpcmr.comm.world import World
+    from hpcmr.io.text import BLOCK_NBYTES, TextSource
+    from hpcmr.ops.contract import Origin
+    from hpcmr.ops.words import Words
+
+    world = World.of()
+    alphabet = np.frombuffer(b"etaoinshrdlucm" * 6 + b" " * 15 + b"\n", np.uint8)
+    letters = np.random.default_rng(world.rank).choice(alphabet, 1 << 20)
+    with tempfile.TemporaryDirectory(prefix="hpcmr-bench-") as folder:
+        path = Path(folder) / "text.txt"
+        with open(path, "wb") as file:
+            for done in range(0, args.size, letters.size):
+                file.write(letters[:args.size - done].data)
+        lines, blocks, step = TextSource(path), TextSource(path, whole_blocks=True), Words()
+        splits = lines.survey()[1]
+        target = memoryview(bytearray(BLOCK_NBYTES))
+
+        def plain() -> int:
+            with open(path, "rb", buffering=0) as raw:
+                return sum(iter(lambda: raw.readinto(target), 0))
+
+        def read_lines() -> int:
+            return sum(batch.nrows for split in splits for batch in lines.read(split))
+
+        def read_words() -> int:
+            return sum(step.apply(batch, Origin(split.index, 0)).nrows for split in splits for batch in blocks.read(split))
+
+        works: dict[str, Callable[[], int]] = {"plain read": plain, "lines": read_lines, "words": read_words}
+        times: dict[str, list[float]] = {name: [] for name in works}
+        for turn in range(args.repeat + 1):       # the first turn loads the kernels and touches the memory
+            for name, work in works.items():
+                taken = seconds_of(world, work)
+                if turn:
+                    times[name].append(taken)
+    return [(name, args.size * world.size / statistics.median(taken) / 1e9, "GB/s of all ranks") for name, taken in times.items()]
