@@ -94,12 +94,15 @@ CASES = [
     Case("unequal-schema", TABLE.format(SUM), two_schemas, 2, ("a.h5", "b.h5", "value"), ("input=*.h5",)),
     Case("unknown-column", TABLE.format(SUM.replace("'value'", "'valeu'")), EVENTS, 2, ("valeu", "value")),
     Case("unsupported-dtype", TABLE.format(SUM), columns(key=np.arange(4), value=np.zeros(4, np.longdouble)), 2, ("value", "float128")),
-    Case("key-of-two-types", TEXT.format(f"t.map(f).group_by('key').agg(mr.count()){WRITE}") + "def f(line):\n    return (1 if line < 'line 5' else 'x', 1)\n",
+    Case("key-of-two-types",
+         TEXT.format(f"t.map(f).group_by('key').agg(mr.count()){WRITE}") + "def f(line):\n    return (1 if line < 'line 5' else 'x', 1)\n",
          text, 1, ("in.txt", "f"), ("input=in.txt",)),
     Case("raises", map_text("def f(line):\n    if line == 'line 700':\n        raise ValueError('I do not like it')\n    return line\n"),
          text, 1, ("I do not like it", "ValueError", "in.txt", "700", "job.py"), ("input=in.txt",)),
-    Case("wrong-number-of-rows", TABLE.format(f"t.map(f){WRITE}") + "@mr.batch\ndef f(cols):\n    return {'x': cols['key'][1:]}\n", EVENTS, 1, ("f", "rows")),
-    Case("wrong-shape", TABLE.format(f"t.filter(f){WRITE}") + "@mr.batch\ndef f(cols):\n    return cols['key'][:, None] > 1\n", EVENTS, 1, ("f", "shape")),
+    Case("wrong-number-of-rows", TABLE.format(f"t.map(f){WRITE}") + "@mr.batch\ndef f(cols):\n    return {'x': cols['key'][1:]}\n",
+         EVENTS, 1, ("f", "rows")),
+    Case("wrong-shape", TABLE.format(f"t.filter(f){WRITE}") + "@mr.batch\ndef f(cols):\n    return cols['key'][:, None] > 1\n",
+         EVENTS, 1, ("f", "shape")),
     Case("kernel-does-not-compile",
          TABLE.format(f"t.flat_map(f){WRITE}") + "@mr.kernel(out={'x': 'int64'})\ndef f(row, emit):\n    emit(open('x').read())\n",
          EVENTS, 1, ("job.py", "line", "plain")),
@@ -108,7 +111,8 @@ CASES = [
     Case("no-job-function", "x = 1\n", nothing, 2, ("job.py", "job(ctx)")),
     Case("syntax-error", "def job(ctx)\n    pass\n", nothing, 1, ("SyntaxError", "job.py")),
     Case("missing-parameter", TABLE.format(SUM), nothing, 2, ("--set input",), ()),
-    Case("two-outputs-one-path", TABLE.format(f"{SUM}; t{WRITE.replace('out', 'other')}"), EVENTS, 2, ("'out'", "'other'"), ("input=in.h5", "output.path=x")),
+    Case("two-outputs-one-path", TABLE.format(f"{SUM}; t{WRITE.replace('out', 'other')}"), EVENTS, 2, ("'out'", "'other'"),
+         ("input=in.h5", "output.path=x")),
 ]
 
 TOML = '[input]\npaths = "in.txt"\n[map]\nfunction = "words"\n[reduce]\nfunction = "sum"\n[output]\npath = "out"\n'

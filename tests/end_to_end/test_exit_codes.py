@@ -88,7 +88,8 @@ def test_ranks_of_a_foreign_launcher_refuse(folder: Path) -> None:
     import sys
 
     kind = find_mpirun(sys.executable)[1]
-    foreign = {"PMI_SIZE": "3", "PMI_RANK": "0", "MPI_LOCALNRANKS": "3"} if kind == "openmpi" else {"OMPI_COMM_WORLD_SIZE": "3", "OMPI_COMM_WORLD_RANK": "0"}
+    hydra = {"PMI_SIZE": "3", "PMI_RANK": "0", "MPI_LOCALNRANKS": "3"}
+    foreign = hydra if kind == "openmpi" else {"OMPI_COMM_WORLD_SIZE": "3", "OMPI_COMM_WORLD_RANK": "0"}
     done = check(run_job(["job"], n=0, cwd=folder, env=foreign), 2)
     assert "rank 0 of 1" in done.stderr
     assert not (folder / "out").exists()

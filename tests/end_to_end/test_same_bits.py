@@ -153,7 +153,8 @@ def test_many_partitions_and_files(tmp_path: Path) -> None:
 def test_rows_without_a_key_keep_the_order_of_the_input(tmp_path: Path) -> None:
     data.write_texts(tmp_path / "texts", files=5, lines=50)
     spec = tmp_path / "job.py"
-    spec.write_text("import hpcmr as mr\n\ndef job(ctx):\n    mr.read_text(ctx.params['input']).filter(lambda line: len(line) > 3).write_hdf5(ctx.output('out'))\n")
+    spec.write_text("import hpcmr as mr\n\ndef job(ctx):\n    lines = mr.read_text(ctx.params['input'])\n"
+                    "    lines.filter(lambda line: len(line) > 3).write_hdf5(ctx.output('out'))\n")
     found = {n: run(spec, tmp_path / f"out{n}", n, f"input={tmp_path / 'texts'}") for n in (0, 3, 7)}
     assert len(set(found.values())) == 1, found
     rows = check(run_job(["cat", tmp_path / "out7", "--format", "jsonl"], n=0)).stdout.splitlines()

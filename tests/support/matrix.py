@@ -53,7 +53,7 @@ PLANS = {"quick": QUICK, "test": TEST, "all": ALL}
 def execute(run: Run) -> tuple[int, str, float]:
     """Exit code, closing line of pytest, and seconds."""
     python = str(ROOT / f".venv-{run.mpi}" / "bin" / "python")
-    words = ["-m", "pytest", "-q", "--color=no", "--with-mpi", "-p", "no:cacheprovider", *run.args]
+    words = ["-m", "pytest", "-q", "-rfE", "--color=no", "--with-mpi", "-p", "no:cacheprovider", *run.args]
     line, extra = mpirun.command(python, run.n, words) if run.n else ([python, *words], {})
     began = time.monotonic()
     process = subprocess.Popen(line, cwd=ROOT, env=mpirun.clean_env(extra), stdin=subprocess.DEVNULL,
