@@ -241,10 +241,10 @@ class Table:
 
     def head(self, n: int = 10, *, root: int | None = None) -> Result | None:
         """The first `n` rows, as `collect` gives all."""
-        from hpcmr.ops.head import Head
-
         if not isinstance(n, int) or n < 0:
             raise JobSpecError(f"head({n!r}): the number of rows is an integer, 0 or above")
+        from hpcmr.ops.head import Head
+
         return _result(self._session().execute(self._node, Head(n, root)))
 
     def reduce(self, function: Function, *, root: int | None = None) -> Any:
@@ -314,7 +314,7 @@ def _result(found: Any) -> Result | None:
 
 
 def _listed(paths: Paths) -> list[str]:
-    listed = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
+    listed = list(paths) if isinstance(paths, list | tuple) else [paths]
     if not all(isinstance(p, str | os.PathLike) for p in listed):
         raise JobSpecError(f"paths = {paths!r}: a file, folder or glob, or a list of these")
     return [os.fspath(p) for p in listed]
