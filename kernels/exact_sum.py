@@ -17,7 +17,7 @@ from __future__ import annotations
 import numpy as np
 
 from hpcmr.kernels.bits import I, U, add128, add_shifted, bits_float, clz, ctz, float_bits, fma
-from hpcmr.kernels.jit import helper, kernel
+from hpcmr.kernels.jit import helper, inner
 
 SPAN = 42                       # how far above the base exponent a value may lie
 WIDE = U(1 << 59)               # lo is the number of a wide row
@@ -32,7 +32,6 @@ IMPLICIT = U(1 << 52)
 DIGITS = 70
 DIGIT = U(0xFFFFFFFF)
 
-_T = "uint64[::1], int64, int64[:, ::1], int64[::1]"
 
 
 @helper
@@ -63,7 +62,7 @@ def shift_right(lo, hi, s):
     return (lo >> U(s)) | (hi << U(64 - s)), U(h >> I(s))
 
 
-@kernel("void(int64[:, ::1], int64, int64, int64)")
+@inner
 def wide_deposit(wide, row, m, e):
     """Signed mantissa m with biased exponent e >= 1."""
     q = (e - 1) >> 5
@@ -77,7 +76,7 @@ def wide_deposit(wide, row, m, e):
     wide[row, q + 2] += sign * I(rest >> U(32))
 
 
-@kernel("void(int64[:, ::1], int64, uint64, uint64, int64)")
+@inner
 def wide_deposit128(wide, row, lo, hi, g):
     """A * 2**(g - 1075) for g >= 0."""
     sign = I(1)
@@ -97,7 +96,7 @@ def wide_deposit128(wide, row, lo, hi, g):
     wide[row, q + 4] += sign * I(carry)
 
 
-@kernel("void(int64[:, ::1], int64)")
+@inner
 def wide_normalise(wide, row):
     """Carry, so that each digit but the last lies in 0 .. 2^32 - 1; 2^31 more deposits fit then."""
     carry = I(0)
@@ -108,7 +107,7 @@ def wide_normalise(wide, row):
     wide[row, DIGITS - 1] += carry
 
 
-@kernel(f"void({_T})")
+@inner
 def spill(T, o, wide, used):
     """Move the sum at T[o:o+3] to wide row used[0], which the caller made sure is there."""
     r = used[0]
@@ -120,7 +119,7 @@ def spill(T, o, wide, used):
     T[o + 2] = U(0)
 
 
-@kernel("void(uint64[::1], int64, float64, int64[:, ::1], int64[::1])")
+@inner
 def deposit(T, o, v, wide, used):
     """Add v to the sum at T[o:o+3]; every case. Needs one free wide row."""
     b = float_bits(v)
@@ -173,7 +172,7 @@ def deposit(T, o, v, wide, used):
     T[o + 2] = hi
 
 
-@kernel("void(uint64[::1], int64, uint64[::1], int64, int64[:, ::1], int64[::1])")
+@inner
 def merge_sum(T, o, E, q, wide, used):
     """Add the sum at E[q:q+3] to the one at T[o:o+3]; both index the same wide rows. Needs one free wide row."""
     w1 = T[o]
@@ -216,7 +215,7 @@ def merge_sum(T, o, E, q, wide, used):
     T[o] = T[o] | special
 
 
-@kernel("float64(uint64, uint64, boolean, int64)")
+@inner
 def round_to_double(hi, lo, sticky, g):
     """(hi, lo) * 2**(g - 1075), an unsigned 128-bit number, to nearest even. `sticky`: something non-zero lies below."""
     n = 128 - clz(hi) if hi != U(0) else 64 - clz(lo)
@@ -259,7 +258,7 @@ def round_to_double(hi, lo, sticky, g):
     return bits_float((m & MANTISSA) | (U(e) << U(52)))
 
 
-@kernel("float64(int64[:, ::1], int64)")
+@inner
 def wide_value(wide, row):
     """Correctly rounded value of a wide row, which is normalised on the way."""
     wide_normalise(wide, row)
@@ -298,7 +297,7 @@ def special_value(window):
     return np.inf if f & HAS_PLUS != U(0) else -np.inf
 
 
-@kernel("float64(uint64[::1], int64, int64[:, ::1])")
+@inner
 def sum_value(T, o, wide):
     """The sum at T[o:o+3], rounded once. A zero sum is +0.0."""
     window = T[o]
@@ -316,7 +315,7 @@ def sum_value(T, o, wide):
     return (-v if negative else v) + 0.0
 
 
-@kernel("float64(uint64[::1], int64, int64[:, ::1], int64[::1], uint64)")
+@inner
 def mean_value(T, o, wide, used, n):
     """The exact sum divided by n (1 to 2^48), rounded once. Needs one free wide row for a scratch."""
     window = T[o]
@@ -375,7 +374,7 @@ def deposit_product(T, o, x, y, wide, used):
     deposit(T, o, fma(x, y, -p), wide, used)
 
 
-@kernel("float64(uint64[::1], int64, int64, int64[:, ::1], int64[::1], uint64, int64)")
+@inner
 def variance_value(T, s, q, wide, used, n, ddof):
     """Variance from the exact sum at T[s:s+3] and the exact sum of squares at T[q:q+3]; both are used up.
 

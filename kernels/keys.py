@@ -139,6 +139,14 @@ def trimmed_lengths(rows, out):
         out[i] = n
 
 
+@kernel(f"void({_RO_I}, {_RO_I}, {_RO_B}, uint8[:, ::1])")
+def pad_strings(starts, ends, data, out):
+    """Strings to rows of a fixed width, which holds the longest."""
+    for i in range(starts.size):
+        for j in range(ends[i] - starts[i]):
+            out[i, j] = data[starts[i] + j]
+
+
 @kernel("void(uint64[::1], int64, int64, int64, int64[::1], int64[::1], int64[::1])")
 def decoded_lengths(words, width, at, n, long_starts, long_ends, offsets):
     """Offsets ``(n + 1,)`` of the strings whose interned words these are."""

@@ -206,7 +206,7 @@ def decode_key(words: Words, width: int, at: int, kind: ColumnType, long: LongSt
         out = np.empty(n, np.float64)
         k.decode_float(words, width, at, n, out)
         return FixedColumn(out.astype(dtype, copy=False))
-    raw = np.ascontiguousarray(words[at::width])
+    raw = words[at::width].copy()
     if dtype.kind in "imM":
         raw = (raw ^ np.uint64(1 << 63)).view(np.int64)
     return FixedColumn(raw.view(dtype) if dtype.kind in "mM" else raw.astype(dtype, copy=False))
@@ -224,10 +224,8 @@ def decode_strings(words: Words, width: int, at: int, n: int, long: LongStrings,
 
 def fixed_strings(strings: BytesColumn, kind: ColumnType) -> FixedColumn:
     """Strings padded with NULs to the fixed width of `kind`."""
-    from hpcmr.kernels.strings import gather_bytes
+    from hpcmr.kernels.keys import pad_strings
 
-    size = kind.np_dtype.itemsize
-    out = np.zeros(len(strings) * size, np.uint8)
-    gather_bytes(np.ascontiguousarray(strings.starts), np.ascontiguousarray(strings.ends), strings.data,
-                 np.arange(len(strings) + 1, dtype=np.int64) * size, out)
-    return FixedColumn(out.view(kind.np_dtype))
+    out = np.zeros((len(strings), kind.np_dtype.itemsize), np.uint8)
+    pad_strings(strings.starts, strings.ends, strings.data, out)
+    return FixedColumn(out.reshape(-1).view(kind.np_dtype))

@@ -1,0 +1,301 @@
+"""Group by key with built-in aggregates: the combiner, the reducer and the state between them.
+
+Three ways to hold what was consumed, chosen once from a sample that all ranks see; the result is the same:
+
+- *direct*: every batch goes into one hash table (few keys, or skewed ones);
+- *radix*: rows wait in buckets by the top bits of their hash, and a full bucket goes into its own stretch of the table, which is then
+  in the cache (many keys, met often);
+- *raw*: rows are kept as they are, by partition, and reduced at the end by sorting (most keys are met once or twice: a combiner
+  would not pay, so it steps aside).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hpcmr.data.batch import Batch, BytesColumn, FixedColumn
+from hpcmr.data.keys import KeyLayout, KeyWords, as_strings, as_words, decode_key, encode_keys, word_count
+from hpcmr.data.partitioning import PARTITION_NBYTES, Partitioned
+from hpcmr.data.schema import Field, Schema
+from hpcmr.errors import ConservationError, JobSpecError
+from hpcmr.ops.accumulators import Agg, compile_program
+from hpcmr.ops.contract import Origin, StageContext
+from hpcmr.ops.finals import Final, States, final_of, result_field
+from hpcmr.ops.rows import BucketRows, ChunkRows, RawInput
+from hpcmr.ops.table import GroupTable, Rows
+
+ORIGIN_BITS = 40
+RADIX_KEYS_MIN = 100_000
+
+
+class Aggregate:
+    """Aggregates of all rows of each key. Implements `hpcmr.ops.contract.KeyedOperator`.
+
+    Parameters
+    ----------
+    keys : tuple of str
+        Columns that make a group.
+    aggs : tuple of Agg
+    strategy : {"auto", "direct", "radix", "raw"}
+        How rows are held; the result does not depend on it.
+    """
+
+    name = "aggregate"
+
+    def __init__(self, keys: tuple[str, ...], aggs: tuple[Agg, ...], strategy: str = "auto") -> None:
+        self.keys = keys
+        self.aggs = aggs
+        self.strategy = strategy
+
+    def fingerprint(self) -> tuple[Any, ...]:
+        return "aggregate", self.keys, tuple((a.function, a.column, a.name, a.options) for a in self.aggs)
+
+    def bind(self, schema: Schema) -> Schema:
+        if not self.keys:
+            raise JobSpecError("group_by needs at least one key column")
+        names = [*self.keys, *(a.name for a in self.aggs)]
+        twice = sorted({n for n in names if names.count(n) > 1})
+        if twice:
+            raise JobSpecError(f"two output columns are called {twice[0]!r}; name aggregates apart, for example total=sum('x')")
+        self.schema = schema
+        self.layout = KeyLayout.of(schema, self.keys)
+        self.program = compile_program(schema, self.aggs)
+        self.finals: list[Final] = [final_of(a, self.program, schema) for a in self.aggs]
+        keys = tuple(Field(n, schema[n].type, schema[n].attrs) for n in self.keys)
+        return Schema(keys + tuple(result_field(a, schema) for a in self.aggs))
+
+    # ------------------------------------------------------------------ in
+
+    def open(self, ctx: StageContext, estimate: Batch | None) -> None:
+        self.ctx = ctx
+        self.table = GroupTable(self.layout, self.program)
+        self.held = self.table.nbytes
+        ctx.take(self.held, "the hash table of group_by")
+        self.array = self.program.array(self.layout.width + 1)
+        self.merge_array = self.program.array(0)
+        self.scratch: KeyWords | None = None
+        self.buckets: BucketRows | None = None
+        self.chunks: ChunkRows | None = None
+        self.inbox: list[Partitioned] = []
+        self.inbox_nbytes = 0
+        self.rows_in = 0
+        self.rows_out = 0
+        self._choose(estimate)
+
+    def _choose(self, estimate: Batch | None) -> None:
+        """Pick a way from the number of distinct keys that the sample promises, and the rows that this rank may expect."""
+        chosen = self.strategy
+        raw_input = self._raw_input()
+        keys = rows = 0.0
+        if estimate is not None and estimate.nrows:
+            sample = encode_keys(estimate, self.layout)
+            keys = distinct_keys(sample.hashes)
+            row_nbytes = max(1.0, estimate.nbytes / estimate.nrows)
+            rows = self.ctx.partitions * PARTITION_NBYTES / row_nbytes
+        if chosen == "auto":
+            chosen = "direct"
+            if raw_input is not None and rows > 4 * RADIX_KEYS_MIN:
+                if keys > rows / 4:
+                    chosen = "raw"
+                elif keys > RADIX_KEYS_MIN and rows > 16 * keys:
+                    chosen = "radix"
+        self.way = chosen if raw_input is not None else "direct"
+        if self.way == "raw":
+            assert raw_input is not None
+            self.chunks = ChunkRows(raw_input, self.ctx.partitions)
+        elif self.way == "radix":
+            assert raw_input is not None
+            self.table.grow(int(np.clip(np.ceil(np.log2(max(keys, 1) / 0.4)), 12, 26)))
+            self.buckets = BucketRows(raw_input, self.table, self.array)
+        self._account()
+
+    def _raw_input(self) -> RawInput | None:
+        """The one float value and one-word key that buckets of bare rows can hold, if that is all there is."""
+        inputs = self.program.inputs
+        if self.layout.width != 1 or word_count(self.layout.types[0]) != 1 or self.program.has_origin or len(inputs) != 1:
+            return None
+        column, letter = inputs[0]
+        kind = self.schema[column].type
+        plain = letter == "f" and not kind.shape and kind.np_dtype.kind == "f"
+        return RawInput(self.layout, column) if plain else None
+
+    def consume(self, batch: Batch, origin: Origin) -> None:
+        self.rows_in += batch.nrows
+        if self.chunks is not None:
+            self.chunks.append(batch)
+        elif self.buckets is not None and self.buckets.takes(batch):
+            self.buckets.append(batch)
+        else:
+            self._consume_directly(batch, origin)
+        self._account()
+
+    def _consume_directly(self, batch: Batch, origin: Origin) -> None:
+        """Keys to words, values to 64 bits, and through the table."""
+        keep = [self._fill(batch)]
+        first = self.keys[0]
+        if self.layout.width == 1:
+            column = batch[first]
+            if column.valid is None and isinstance(column, FixedColumn) and column.values.dtype.kind in "iub" and column.values.dtype.itemsize == 8:
+                letter, values = as_words(np.ascontiguousarray(column.values))
+                keep.append(values)
+                self.table.add(Rows(batch.nrows, values.ctypes.data, 8, 1 << 63 if letter == "i" else 0), self.array, self._origin(origin))
+                return
+        encoded = self.scratch = _larger(self.scratch, encode_keys(batch, self.layout, self.scratch))
+        words, hashes = encoded.words[:batch.nrows], encoded.hashes[:batch.nrows]
+        if encoded.long_count:
+            for name, kind, at in zip(self.layout.names, self.layout.types, self.layout.places, strict=True):
+                if word_count(kind) == 3:
+                    self.table.long.intern(as_strings(batch[name]), encoded.words.reshape(-1), self.layout.width, at)
+        self.table.add(Rows(batch.nrows, words=words, hashes=hashes), self.array, self._origin(origin))
+
+    def _origin(self, origin: Origin) -> int:
+        return (origin.split << ORIGIN_BITS) + origin.row
+
+    def _fill(self, batch: Batch) -> list[Any]:
+        """Write addresses of values and validity into the program; returns the arrays, which must stay alive."""
+        from hpcmr.kernels.accumulate import ADDRESS, MASK, STRIDE
+
+        keep: list[Any] = []
+        arrays: dict[tuple[str, str], NDArray[Any]] = {}
+        for i, (_, _, source, component, _) in enumerate(self.program.instructions):
+            column = batch[source[0]]
+            mask = 0
+            if column.valid is not None:
+                valid = np.ascontiguousarray(column.valid)
+                keep.append(valid)
+                mask = valid.ctypes.data
+            self.array[i, MASK] = mask
+            if not source[1]:
+                continue
+            if source not in arrays:
+                arrays[source] = self._values(column, source[1])
+            values = arrays[source]
+            per_row = values.size // max(1, batch.nrows)
+            self.array[i, ADDRESS] = values.ctypes.data + 8 * component
+            self.array[i, STRIDE] = 8 * per_row
+        return [keep, arrays]
+
+    def _values(self, column: Any, letter: str) -> NDArray[Any]:
+        """Values of a column as contiguous 64-bit words, some a row."""
+        if letter == "s":
+            from hpcmr.kernels.keys import encode_strings
+
+            strings = as_strings(column)
+            words, hashes = np.empty(3 * len(strings), np.uint64), np.zeros(len(strings), np.uint64)
+            if encode_strings(strings.starts, strings.ends, np.ascontiguousarray(strings.data), words, 3, 0, hashes):
+                self.table.long.intern(strings, words, 3, 0)
+            return words
+        values = column.values
+        if values.dtype.kind == "c":
+            values = np.ascontiguousarray(values, np.complex128).view(np.float64)
+        if letter == "f":
+            return np.ascontiguousarray(values, np.float64)
+        return np.ascontiguousarray(as_words(values)[1])
+
+    def _account(self) -> None:
+        """Keep the budget in step with what is held."""
+        now = self.table.nbytes + (self.chunks.nbytes if self.chunks else 0) + (self.buckets.nbytes if self.buckets else 0) + self.inbox_nbytes
+        if now > self.held:
+            self.ctx.take(now - self.held, "the state of group_by")
+        elif now < self.held:
+            self.ctx.give(self.held - now)
+        self.held = now
+
+    # ------------------------------------------------------------------ out and in again
+
+    def pressure(self) -> float:
+        if self.chunks is not None:
+            return self.chunks.nbytes_used / self.chunks.nbytes_round
+        own = self.table.nbytes
+        return own / max(1, own + self.ctx.available()) * 1.25
+
+    def drain(self) -> None:
+        if self.buckets is not None:
+            self.buckets.drain()
+
+    def seal(self) -> Partitioned:
+        part = self.chunks.seal() if self.chunks is not None else self.table.seal(self.ctx.partitions)
+        self._account()
+        return part
+
+    def merge(self, part: Partitioned) -> None:
+        if not part.batch.nrows:
+            return
+        if "state" in part.batch.columns:
+            state = part.batch["state"]
+            assert isinstance(state, FixedColumn)
+            extra = part.batch.columns.get("extra")
+            if isinstance(extra, BytesColumn):
+                self.table.adopt(state.values, extra)
+                part = Partitioned(part.batch.select(["state"]), part.starts, part.first)
+        self.inbox.append(part)
+        self.inbox_nbytes += part.batch.nbytes
+        self._account()
+
+    # ------------------------------------------------------------------ results
+
+    def finish(self, partition: int) -> Batch:
+        """Result of one partition: rows in key order."""
+        from hpcmr.ops.reduce_partition import reduce_partition
+
+        blocks = [self._block(s) for s in reduce_partition(self, partition)]
+        if not blocks:
+            return Batch.empty(Schema(tuple(Field(n, t) for n, t in zip(self.keys, self.layout.types, strict=True))
+                                      + tuple(result_field(a, self.schema) for a in self.aggs)))
+        return Batch.concat(blocks)
+
+    def _block(self, states: States) -> Batch:
+        words = np.ascontiguousarray(states.words[:states.count * states.stride])
+        columns: dict[str, Any] = {}
+        for name, kind, at in zip(self.layout.names, self.layout.types, self.layout.places, strict=True):
+            columns[name] = decode_key(words, states.stride, at, kind, states.long)
+        self.rows_out += int(states.word(states.rows_at).sum())
+        for agg, final in zip(self.aggs, self.finals, strict=True):
+            columns[agg.name] = final(states)
+        return Batch(columns, states.count)
+
+    def close(self) -> None:
+        self.ctx.give(self.held)
+        self.held = 0
+        self.inbox = []
+        self.inbox_nbytes = 0
+        self.buckets = self.chunks = None
+        self.table.reset()
+
+    def check(self, rows_global: int, rows_out_global: int) -> None:
+        """Every row that came in, on any rank, is counted in exactly one group."""
+        if rows_global != rows_out_global:
+            raise ConservationError(f"group_by took in {rows_global:,} rows and its groups count {rows_out_global:,}")
+
+
+def _larger(old: KeyWords | None, new: KeyWords) -> KeyWords:
+    if old is None or len(old.hashes) < len(new.hashes):
+        return new
+    return KeyWords(old.words, old.hashes, new.long_count)
+
+
+def distinct_keys(hashes: NDArray[np.uint64]) -> float:
+    """Keys that there are in all, if they are drawn evenly: from the repeats in a sample.
+
+    n draws from D keys show D (1 - exp(-n / D)) different ones; solved for D by bisection.
+    """
+    from hpcmr.kernels.table import distinct_hashes
+
+    n = len(hashes)
+    bits = min(26, max(10, (16 * n - 1).bit_length()))
+    size = float(1 << bits)
+    seen = distinct_hashes(hashes, bits)
+    seen = -size * np.log1p(-min(seen, size - 1) / size)           # what fell together by chance
+    if seen >= n * 0.99999:
+        return float(n) * n
+    low, high = 1.0, float(n) * n
+    for _ in range(60):
+        middle = (low * high) ** 0.5
+        if middle * -np.expm1(-n / middle) < seen:
+            low = middle
+        else:
+            high = middle
+    return high

@@ -1,0 +1,154 @@
+"""Bare rows (one key word, one float value) that wait: in buckets until they fill, or in chunks until they are exchanged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hpcmr.data.batch import Batch, FixedColumn
+from hpcmr.data.keys import KeyLayout, as_words, encode_keys
+from hpcmr.data.partitioning import Partitioned, partition_bits
+from hpcmr.ops.table import GroupTable, Rows, aligned_zeros
+
+NULL_VALUE = np.uint64(0x7FF46E756C6C0001)
+"""A NaN that no computation makes stands for null among raw values; one that is met in the data becomes the canonical NaN."""
+
+BUCKET_BITS = 10
+BUCKET_ROWS = 8192
+CHUNK_ROWS = 2048
+ROUND_NBYTES = 96 << 20
+
+
+@dataclass
+class RawInput:
+    """Where rows of (key word, value) come from."""
+
+    layout: KeyLayout
+    column: str
+
+    def keys(self, batch: Batch) -> tuple[NDArray[np.uint64], int]:
+        """Words, and what turns them into key words."""
+        column = batch[self.layout.names[0]]
+        if column.valid is None and isinstance(column, FixedColumn) and column.values.dtype.kind in "iu" and column.values.dtype.itemsize == 8:
+            letter, values = as_words(np.ascontiguousarray(column.values))
+            return values.view(np.uint64), 1 << 63 if letter == "i" else 0
+        return encode_keys(batch, self.layout).words.reshape(-1), 0
+
+    def values(self, batch: Batch) -> NDArray[np.uint64]:
+        column = batch[self.column]
+        assert isinstance(column, FixedColumn)
+        bits = np.ascontiguousarray(column.values, np.float64).view(np.uint64)
+        strange = bits == NULL_VALUE
+        if strange.any() or column.valid is not None:
+            bits = np.where(strange, np.uint64(0x7FF8000000000000), bits)
+            if column.valid is not None:
+                bits[~column.valid] = NULL_VALUE
+        return bits
+
+
+class BucketRows:
+    """Rows by the top bits of their hash; a full bucket goes into the table, whose stretch for it is in the cache by then."""
+
+    def __init__(self, source: RawInput, table: GroupTable, program: NDArray[np.int64]) -> None:
+        from hpcmr.kernels.scatter import CHUNK_PAD
+
+        self.source, self.table, self.program = source, table, program
+        self.stride = 2 * BUCKET_ROWS + CHUNK_PAD
+        self.buffers = aligned_zeros((1 << BUCKET_BITS) * self.stride)
+        self.fill = np.zeros(1 << BUCKET_BITS, np.int64)
+        self.full = np.zeros(1, np.int64)
+
+    @property
+    def nbytes(self) -> int:
+        return int(self.buffers.nbytes)
+
+    def takes(self, batch: Batch) -> bool:
+        return batch[self.source.column].valid is None
+
+    def append(self, batch: Batch) -> None:
+        from hpcmr.kernels.scatter import append_rows
+
+        keys, key_xor = self.source.keys(batch)
+        values = np.ascontiguousarray(batch[self.source.column].values, np.float64)  # type: ignore[union-attr]
+        addresses, strides = np.array([values.ctypes.data], np.int64), np.array([8], np.int64)
+        reached = 0
+        while reached < batch.nrows:
+            reached = append_rows(keys.ctypes.data, 8, np.uint64(key_xor), addresses, strides, reached, batch.nrows, BUCKET_BITS, self.buffers,
+                                  self.stride, BUCKET_ROWS, self.fill, self.full)
+            if self.full[0] >= 0:
+                self._empty(int(self.full[0]))
+
+    def _empty(self, bucket: int) -> None:
+        from hpcmr.kernels.accumulate import ADDRESS, MASK, STRIDE
+
+        at = self.buffers.ctypes.data + 8 * bucket * self.stride
+        self.program[:, ADDRESS] = at + 8
+        self.program[:, STRIDE] = 16
+        self.program[:, MASK] = 0
+        rows = int(self.fill[bucket])
+        self.fill[bucket] = 0
+        self.table.add(Rows(rows, at, 16), self.program, 0)
+
+    def drain(self) -> None:
+        for bucket in np.flatnonzero(self.fill).tolist():
+            self._empty(bucket)
+
+
+class ChunkRows:
+    """Rows by partition in chunks of one arena, which is used again after each seal."""
+
+    def __init__(self, source: RawInput, partitions: int) -> None:
+        from hpcmr.kernels.scatter import CHUNK_PAD
+
+        self.source, self.partitions = source, partitions
+        self.stride = 2 * CHUNK_ROWS + CHUNK_PAD
+        self.nbytes_round = max(ROUND_NBYTES, 4 * partitions * self.stride * 8)
+        self._allocate(self.nbytes_round // (8 * self.stride) + partitions)
+        self.used = 0
+        self.opened = np.full(partitions, -1, np.int64)
+        self.fill = np.zeros(partitions, np.int64)
+
+    def _allocate(self, chunks: int) -> None:
+        self.arena = aligned_zeros(chunks * self.stride)
+        self.owner = np.zeros(chunks + 1, np.int64)
+
+    @property
+    def nbytes(self) -> int:
+        return int(self.arena.nbytes)
+
+    @property
+    def nbytes_used(self) -> int:
+        return self.used * self.stride * 8
+
+    def append(self, batch: Batch) -> None:
+        from hpcmr.kernels.scatter import append_chunks
+
+        keys, key_xor = self.source.keys(batch)
+        values = self.source.values(batch)
+        addresses, strides = np.array([values.ctypes.data], np.int64), np.array([8], np.int64)
+        reached = 0
+        while True:
+            reached = append_chunks(keys.ctypes.data, 8, np.uint64(key_xor), addresses, strides, reached, batch.nrows, partition_bits(self.partitions),
+                                    self.arena, self.stride, CHUNK_ROWS, self.opened, self.fill, self.owner, self.used)
+            self.used = int(self.owner[-1])
+            if reached == batch.nrows:
+                return
+            arena, owner = self.arena, self.owner
+            self._allocate(2 * (len(owner) - 1))
+            self.arena[:len(arena)] = arena
+            self.owner[:len(owner) - 1] = owner[:-1]
+
+    def seal(self) -> Partitioned:
+        from hpcmr.kernels.scatter import pack_chunks
+
+        starts = np.zeros(self.partitions + 1, np.int64)
+        open_rows = int(self.fill[self.opened >= 0].sum())
+        closed = self.used - int((self.opened >= 0).sum())
+        rows = np.empty((open_rows + closed * CHUNK_ROWS, 2), np.uint64)
+        pack_chunks(self.arena, self.stride, CHUNK_ROWS, 2, self.opened, self.fill, self.owner, self.used, starts, rows)
+        self.opened[:] = -1
+        self.fill[:] = 0
+        self.used = 0
+        return Partitioned(Batch({"row": FixedColumn(rows)}, len(rows)), starts)

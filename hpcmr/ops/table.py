@@ -1,0 +1,187 @@
+"""The hash table of an aggregate: groups of one rank, from rows in to sealed states out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hpcmr.data.batch import Batch, BytesColumn, FixedColumn
+from hpcmr.data.keys import KeyLayout, LongStrings
+from hpcmr.data.partitioning import Partitioned, partition_bits
+from hpcmr.ops.accumulators import Program
+
+BITS_MIN = 12
+
+
+def load_limit(bits: int) -> int:
+    """Groups that a table of 2**bits slots takes before it grows. Load decides more than size while tables are small."""
+    return int((1 << bits) * (0.3 if bits <= 18 else 0.45))
+
+
+def state_stride(words: int) -> int:
+    """Words from one slot to the next: no state straddles more cache lines than it must."""
+    return next(s for s in (2, 4, 8, *range(12, 4096, 4)) if s >= words)
+
+
+def aligned_zeros(words: int) -> NDArray[np.uint64]:
+    """Zeroed words that begin on a cache line."""
+    raw = np.zeros(words + 8, np.uint64)
+    at = (-(raw.ctypes.data // 8)) % 8
+    return raw[at:at + words]
+
+
+@dataclass
+class Rows:
+    """Rows on their way into the table: keys either as one word read from memory, or as encoded words."""
+
+    count: int
+    key_address: int = 0
+    key_stride: int = 8
+    key_xor: int = 0
+    words: NDArray[np.uint64] | None = None
+    hashes: NDArray[np.uint64] | None = None
+
+
+class GroupTable:
+    """Groups and their states.
+
+    Parameters
+    ----------
+    layout : KeyLayout
+    program : Program
+    bits : int
+        log2 of the slots to begin with.
+    """
+
+    def __init__(self, layout: KeyLayout, program: Program, bits: int = BITS_MIN) -> None:
+        from hpcmr.kernels.accumulate import MICRO
+        from hpcmr.kernels.exact_sum import DIGITS
+
+        self.layout, self.program = layout, program
+        self.K = layout.width
+        self.words = self.K + 1 + program.size
+        self.stride = state_stride(self.words)
+        self.init = np.zeros(self.stride, np.uint64)
+        self.init[self.K + 1:self.words] = np.array(program.init, np.uint64)
+        self.room = MICRO * max(1, len(program.sum_places)) + 4
+        self.wide = np.zeros((2 * self.room if program.sum_places else self.room, DIGITS), np.int64)
+        self.wide_used = np.zeros(1, np.int64)
+        self.long = LongStrings()
+        self.groups = np.zeros(1, np.int64)
+        self.js, self.jm, self.so = (np.empty(MICRO, np.int64) for _ in range(3))
+        self.sv = np.empty(MICRO)
+        self._allocate(bits)
+
+    def _allocate(self, bits: int) -> None:
+        self.bits = bits
+        self.T = aligned_zeros(((1 << bits) + 1) * self.stride)
+        self.F = self.T.view(np.float64)
+
+    @property
+    def nbytes(self) -> int:
+        return int(self.T.nbytes + self.wide.nbytes + self.long.nbytes)
+
+    @property
+    def string_places(self) -> NDArray[np.int64]:
+        """Marks of strings in a state row: where a long one's number stands."""
+        keys = np.flatnonzero(self.layout.string_ends).tolist()
+        return np.array(keys + [self.K + 1 + at + 2 for at in self.program.string_places], np.int64)
+
+    @property
+    def sum_places(self) -> NDArray[np.int64]:
+        return np.array([self.K + 1 + at for at in self.program.sum_places], np.int64)
+
+    def add(self, rows: Rows, program: NDArray[np.int64], origin: int) -> None:
+        """Add rows to their groups; `program` has its addresses filled in."""
+        from hpcmr.kernels import table as k
+
+        reached = 0
+        origin64 = np.uint64(origin)
+        while reached < rows.count:
+            common = (self.T, self.F, self.stride, 64 - self.bits, load_limit(self.bits), self.groups, self.init, program, self.wide, self.wide_used,
+                      self.room, origin64, self.js, self.jm, self.so, self.sv, self.long.starts, self.long.ends, self.long.data)
+            if rows.words is None:
+                reached = k.consume_one(rows.key_address, rows.key_stride, np.uint64(rows.key_xor), reached, rows.count, *common)
+            else:
+                assert rows.hashes is not None
+                reached = k.consume_many(rows.words.reshape(-1), rows.hashes, self.K, reached, rows.count, *common)
+            if reached < rows.count:
+                self.make_room()
+
+    def make_room(self) -> None:
+        """Grow what stopped the last `add`."""
+        from hpcmr.kernels.accumulate import MICRO
+
+        if int(self.wide_used[0]) + self.room > len(self.wide):
+            self.wide = np.concatenate([self.wide, np.zeros_like(self.wide)])
+        if int(self.groups[0]) + MICRO > load_limit(self.bits):
+            self.grow(self.bits + (2 if self.bits < 20 else 1))
+
+    def grow(self, bits: int) -> None:
+        from hpcmr.kernels.table import rehash
+
+        old = self.T
+        places, hashes = self._list()
+        self._allocate(bits)
+        rehash(old, places, len(places), hashes, self.T, self.stride, self.K, 64 - bits)
+
+    def _list(self) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
+        """Places and hashes of all groups, in table order."""
+        from hpcmr.kernels.table import hash_groups, list_groups
+
+        n = int(self.groups[0])
+        places, hashes = np.empty(n, np.int64), np.empty(n, np.uint64)
+        found = list_groups(self.T, self.stride, self.K, places)
+        assert found == n
+        hash_groups(self.T, places, n, self.layout.string_ends, self.long.hashes, hashes)
+        return places, hashes
+
+    def seal(self, partitions: int) -> Partitioned:
+        """Take all groups out as rows of words in partition order, with what they point at; the table is empty and small afterwards."""
+        from hpcmr.kernels.table import pack_groups
+
+        places, hashes = self._list()
+        n = len(places)
+        starts, rows = np.zeros(partitions + 1, np.int64), np.empty((n, self.words), np.uint64)
+        pack_groups(self.T, places, n, hashes, partition_bits(partitions), self.words, starts, rows, np.empty(n, np.int64))
+        columns: dict[str, Any] = {"state": FixedColumn(rows)}
+        if len(self.string_places) or len(self.sum_places):
+            columns["extra"] = self._extra(rows)
+        self.reset()
+        return Partitioned(Batch(columns, n), starts)
+
+    def _extra(self, rows: NDArray[np.uint64]) -> BytesColumn:
+        from hpcmr.kernels.extra import extra_lengths, write_extra
+
+        offsets = np.zeros(len(rows) + 1, np.int64)
+        if not self.long.count and not self.wide_used[0]:
+            return BytesColumn.from_offsets(offsets, np.zeros(0, np.uint8), False)
+        total = extra_lengths(rows, self.string_places, self.sum_places, self.long.starts, self.long.ends, offsets)
+        data = np.empty(int(total), np.uint8)
+        write_extra(rows, self.string_places, self.sum_places, self.long.starts, self.long.ends, self.long.data, self.wide, offsets, data)
+        return BytesColumn.from_offsets(offsets, data, False)
+
+    def reset(self) -> None:
+        self._allocate(BITS_MIN)
+        self.groups[:] = 0
+        self.wide_used[:] = 0
+        self.long = LongStrings()
+
+    def adopt(self, rows: NDArray[np.uint64], extra: BytesColumn) -> None:
+        """Make states that another table sealed point at this table's long strings and wide rows; `rows` is changed in place."""
+        from hpcmr.kernels.extra import read_extra
+
+        if not len(rows) or not int((extra.ends - extra.starts).any()):
+            return
+        strings, sums = self.string_places, self.sum_places
+        wide_count = int((rows[:, sums] >> np.uint64(59) & np.uint64(1)).sum()) if len(sums) else 0
+        while int(self.wide_used[0]) + wide_count + self.room > len(self.wide):
+            self.wide = np.concatenate([self.wide, np.zeros_like(self.wide)])
+        starts, ends = (np.zeros((len(strings), len(rows)), np.int64) for _ in range(2))
+        data = np.concatenate([extra.data, np.zeros(8, np.uint8)])
+        self.wide_used[0] = read_extra(rows, strings, sums, np.ascontiguousarray(extra.starts), data, starts, ends, self.wide, int(self.wide_used[0]))
+        for i, place in enumerate(strings.tolist()):
+            self.long.intern(BytesColumn(starts[i], ends[i], data, False), rows.reshape(-1), rows.shape[1], place - 2)

@@ -1,0 +1,108 @@
+"""Rows to buckets: by the top bits of the hash, into chunks that are used again.
+
+A row is one key word and V value words, side by side. Appending to one open chunk per bucket costs 2.8 ns a row; a histogram with
+write-combining buffers cost 6.8. Chunks are padded by 24 words against cache aliasing.
+"""
+
+from __future__ import annotations
+
+from hpcmr.kernels.bits import I, U, peek64
+from hpcmr.kernels.jit import kernel
+from hpcmr.kernels.keys import fold
+
+CHUNK_PAD = 24
+
+
+@kernel("int64(int64, int64, uint64, int64[::1], int64[::1], int64, int64, int64, uint64[::1], int64, int64, int64[::1], int64[::1])")
+def append_rows(key_address, key_stride, key_xor, value_addresses, value_strides, start, n, bits, buffers, stride, capacity, fill, full):
+    """Append rows start .. n - 1 to bucket buffers; bucket b lies at word ``b * stride`` and takes `capacity` rows.
+
+    Returns the row reached, and in full[0] the bucket that is full there, or -1.
+    """
+    V = value_addresses.size
+    W = V + 1
+    sh = U(64 - bits)
+    if V == 1:
+        va = value_addresses[0]
+        vs = value_strides[0]
+        for i in range(start, n):
+            x = peek64(key_address + i * key_stride) ^ key_xor
+            b = I(fold(U(0), x) >> sh)
+            f = fill[b]
+            o = b * stride + 2 * f
+            buffers[o] = x
+            buffers[o + 1] = peek64(va + i * vs)
+            f += 1
+            fill[b] = f
+            if f == capacity:
+                full[0] = b
+                return i + 1
+    else:
+        for i in range(start, n):
+            x = peek64(key_address + i * key_stride) ^ key_xor
+            b = I(fold(U(0), x) >> sh)
+            f = fill[b]
+            o = b * stride + W * f
+            buffers[o] = x
+            for v in range(V):
+                buffers[o + 1 + v] = peek64(value_addresses[v] + i * value_strides[v])
+            f += 1
+            fill[b] = f
+            if f == capacity:
+                full[0] = b
+                return i + 1
+    full[0] = -1
+    return n
+
+
+@kernel("int64(int64, int64, uint64, int64[::1], int64[::1], int64, int64, int64, uint64[::1], int64, int64, int64[::1], int64[::1], int64[::1], int64)")
+def append_chunks(key_address, key_stride, key_xor, value_addresses, value_strides, start, n, bits, arena, stride, capacity, opened, fill, owner, used):
+    """Append rows to lists of chunks: opened[b] is the open chunk of bucket b (-1: none), fill[b] its rows, owner[c] the bucket of
+    chunk c. `used` chunks are in use; stops where the arena has none left. Returns the row reached; owner[-1] becomes the chunks used.
+    """
+    V = value_addresses.size
+    W = V + 1
+    sh = U(64 - bits)
+    chunks = owner.size - 1
+    for i in range(start, n):
+        x = peek64(key_address + i * key_stride) ^ key_xor
+        b = I(fold(U(0), x) >> sh) if bits else I(0)
+        f = fill[b]
+        if f == capacity or opened[b] < 0:
+            if used == chunks:
+                owner[chunks] = used
+                return i
+            opened[b] = used
+            owner[used] = b
+            used += 1
+            f = 0
+        o = opened[b] * stride + W * f
+        arena[o] = x
+        if V == 1:
+            arena[o + 1] = peek64(value_addresses[0] + i * value_strides[0])
+        else:
+            for v in range(V):
+                arena[o + 1 + v] = peek64(value_addresses[v] + i * value_strides[v])
+        fill[b] = f + 1
+    owner[chunks] = used
+    return n
+
+
+@kernel("void(uint64[::1], int64, int64, int64, int64[::1], int64[::1], int64[::1], int64, int64[::1], uint64[:, ::1])")
+def pack_chunks(arena, stride, capacity, W, opened, fill, owner, used, starts, out):
+    """Rows of all chunks to `out`, in bucket order, in the order they came. starts: buckets + 1, becomes their first rows."""
+    starts[:] = 0
+    for c in range(used):
+        b = owner[c]
+        starts[b + 1] += fill[b] if opened[b] == c else capacity
+    for b in range(starts.size - 1):
+        starts[b + 1] += starts[b]
+    at = starts[:-1].copy()
+    for c in range(used):
+        b = owner[c]
+        rows = fill[b] if opened[b] == c else capacity
+        flat = out[at[b]:at[b] + rows].reshape(-1)
+        o = c * stride
+        for w in range(rows * W):
+            flat[w] = arena[o + w]
+        at[b] += rows

@@ -1,0 +1,229 @@
+"""Order of rows by their key words.
+
+Works on *pairs*: (word, payload) side by side in one uint64 array. One pass on the most significant bits of word - min makes buckets
+of about 200 pairs that lie in the cache; each bucket takes a counting pass on its next bits and an insertion sort, which gives up
+(to a merge sort) where values cluster. Further words are looked at only where the ones before are equal. Stable: equal words keep
+the order in which they came in, unless said otherwise.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hpcmr.kernels.accumulate import compare_strings
+from hpcmr.kernels.bits import I, U, clz, peek64
+from hpcmr.kernels.jit import inner, kernel
+from hpcmr.kernels.keys import LONG
+
+SMALL = 4096
+COUNTS = 2 * SMALL + 2
+BUCKET_BITS_MAX = 14
+
+_P = "uint64[::1]"
+
+
+@inner
+def insertion_sort(A, a, n):
+    for i in range(a + 1, a + n):
+        x = A[2 * i]
+        if x < A[2 * i - 2]:
+            y = A[2 * i + 1]
+            j = i - 1
+            while j >= a and A[2 * j] > x:
+                A[2 * j + 2] = A[2 * j]
+                A[2 * j + 3] = A[2 * j + 1]
+                j -= 1
+            A[2 * j + 2] = x
+            A[2 * j + 3] = y
+
+
+@inner
+def merge_sort(A, a, n):
+    """Slow and sure."""
+    keys = np.empty(n, np.uint64)
+    for i in range(n):
+        keys[i] = A[2 * (a + i)]
+    order = np.argsort(keys, kind="mergesort")
+    copy = A[2 * a:2 * (a + n)].copy()
+    for i in range(n):
+        A[2 * (a + i)] = copy[2 * order[i]]
+        A[2 * (a + i) + 1] = copy[2 * order[i] + 1]
+
+
+@inner
+def sort_bucket(A, a, n, spare, counts):
+    """Sort pairs a .. a + n - 1 in place, n <= SMALL. spare: 2 * SMALL words; counts: COUNTS."""
+    if n > 24:
+        lo = A[2 * a]
+        hi = lo
+        for i in range(a + 1, a + n):
+            lo = min(lo, A[2 * i])
+            hi = max(hi, A[2 * i])
+        if lo == hi:
+            return
+        top = 64 - clz(hi - lo)
+        bits = min(64 - clz(U(n)), top)
+        sh = U(top - bits)
+        size = 1 << bits
+        counts[:size + 1] = 0
+        most = I(0)
+        for i in range(a, a + n):
+            q = I((A[2 * i] - lo) >> sh) + 1
+            counts[q] += 1
+            most = max(most, counts[q])
+        for q in range(size):
+            counts[q + 1] += counts[q]
+        for i in range(a, a + n):
+            x = A[2 * i]
+            b = I((x - lo) >> sh)
+            q = counts[b]
+            counts[b] = q + 1
+            spare[2 * q] = x
+            spare[2 * q + 1] = A[2 * i + 1]
+        for i in range(2 * n):
+            A[2 * a + i] = spare[i]
+        if most > 64 and sh != U(0):
+            merge_sort(A, a, n)
+            return
+        if sh == U(0):
+            return
+    insertion_sort(A, a, n)
+
+
+@kernel(f"void({_P}, int64, {_P}, {_P}, int64[::1])")
+def sort_pairs(B, n, A, spare, counts):
+    """Pairs of B, sorted by word, to A. spare: 2 * SMALL words; counts: COUNTS."""
+    if n == 0:
+        return
+    lo = B[0]
+    hi = lo
+    for i in range(n):
+        lo = min(lo, B[2 * i])
+        hi = max(hi, B[2 * i])
+    span = 64 - clz(hi - lo) if hi > lo else 0
+    bits = min(max(64 - clz(U(n)) - 8, 0), min(span, BUCKET_BITS_MAX))
+    if bits == 0:                             # all equal, or few: one bucket
+        for i in range(2 * n):
+            A[i] = B[i]
+        if span > 0:
+            sort_bucket(A, 0, n, spare, counts)
+        return
+    sh = U(span - bits)
+    starts = np.zeros((1 << bits) + 2, np.int64)
+    for i in range(n):
+        starts[I((B[2 * i] - lo) >> sh) + 2] += 1
+    for q in range(1 << bits):
+        starts[q + 2] += starts[q + 1]
+    for i in range(n):
+        x = B[2 * i]
+        b = I((x - lo) >> sh) + 1
+        q = starts[b]
+        starts[b] = q + 1
+        A[2 * q] = x
+        A[2 * q + 1] = B[2 * i + 1]
+    if sh == U(0):
+        return
+    for b in range(1 << bits):
+        a = starts[b]
+        m = starts[b + 1] - a
+        if m > SMALL:
+            merge_sort(A, a, m)
+        elif m > 1:
+            sort_bucket(A, a, m, spare, counts)
+
+
+@kernel(f"int64(int64[::1], int64[::1], int64, int64, {_P})")
+def gather_pairs(addresses, rows, stride, payload, B):
+    """(first word, payload) of the rows of segments: `rows[s]` rows of `stride` bytes at `addresses[s]`.
+
+    payload: the word that goes along, by its place; or -1 for the row's own address. Returns the number of pairs.
+    """
+    n = 0
+    for s in range(addresses.size):
+        at = addresses[s]
+        for _ in range(rows[s]):
+            B[2 * n] = peek64(at)
+            B[2 * n + 1] = U(at) if payload < 0 else peek64(at + 8 * payload)
+            at += stride
+            n += 1
+    return n
+
+
+@inner
+def order_long(A, a, m, k, long_starts, long_ends, long_data):
+    """Pairs a .. a + m - 1 are ordered by the last word of a string; where long ones are among them, order them by their bytes.
+
+    Interned numbers are equal exactly where strings are, so a bottom-up merge sort by comparison keeps groups together.
+    """
+    found = False
+    for i in range(a, a + m):
+        found = found or A[2 * i] & LONG == LONG
+    if not found:
+        return
+    spare = np.empty(2 * m, np.uint64)
+    width = 1
+    while width < m:
+        for lo in range(0, m, 2 * width):
+            mid = min(lo + width, m)
+            end = min(lo + 2 * width, m)
+            i = lo
+            j = mid
+            for q in range(lo, end):
+                left = j >= end
+                if i < mid and not left:
+                    x = I(A[2 * (a + i) + 1]) + 8 * k
+                    y = I(A[2 * (a + j) + 1]) + 8 * k
+                    left = compare_strings(U(0), U(0), peek64(x), U(0), U(0), peek64(y), long_starts, long_ends, long_data) <= 0
+                if left and i < mid:
+                    spare[2 * q] = A[2 * (a + i)]
+                    spare[2 * q + 1] = A[2 * (a + i) + 1]
+                    i += 1
+                else:
+                    spare[2 * q] = A[2 * (a + j)]
+                    spare[2 * q + 1] = A[2 * (a + j) + 1]
+                    j += 1
+        for i in range(2 * m):
+            A[2 * a + i] = spare[i]
+        width *= 2
+
+
+@kernel(f"int64({_P}, int64, int64, int64[::1], int64[::1], int64[::1], uint8[::1], {_P}, {_P}, int64[::1], int64[::1])")
+def order_ties(A, n, K, string_ends, long_starts, long_ends, long_data, spare, spare_small, counts, starts):
+    """Finish an order by first words: sort ties by words 1 .. K - 1, read at the rows' addresses (payload).
+
+    `string_ends[k]`: word k ends a string; equal marks of long strings are ordered by their bytes. starts: n + 1; becomes the
+    first pair of each group of equal keys. Returns the number of groups. The words of A are left in disorder.
+    """
+    groups = 0
+    for i in range(n):
+        if i == 0 or A[2 * i] != A[2 * i - 2]:
+            starts[groups] = i
+            groups += 1
+    starts[groups] = n
+    for k in range(1, K):
+        refined = 0
+        bounds = starts[:groups + 1].copy()
+        for g in range(groups):
+            a = bounds[g]
+            m = bounds[g + 1] - a
+            starts[refined] = a
+            refined += 1
+            if m == 1:
+                continue
+            for i in range(a, a + m):
+                A[2 * i] = peek64(I(A[2 * i + 1]) + 8 * k)
+            if m <= SMALL:
+                sort_bucket(A, a, m, spare_small, counts)
+            else:
+                for i in range(2 * m):
+                    spare[i] = A[2 * a + i]
+                sort_pairs(spare, m, A[2 * a:2 * (a + m)], spare_small, counts)
+            if string_ends[k] != 0:
+                order_long(A, a, m, k, long_starts, long_ends, long_data)
+            for i in range(a + 1, a + m):
+                if A[2 * i] != A[2 * i - 2]:
+                    starts[refined] = i
+                    refined += 1
+        groups = refined
+        starts[groups] = n
+    return groups

@@ -1,0 +1,238 @@
+"""Aggregates against plain Python, whichever way rows are held, however often state is sealed and merged."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hpcmr.data.batch import Batch
+from hpcmr.data.schema import Schema
+from hpcmr.errors import DataError, JobSpecError
+from hpcmr.ops.accumulators import Agg
+from hpcmr.ops.aggregate import Aggregate
+from hpcmr.ops.contract import Origin
+
+
+class Context:
+    """A stage context with a budget that never ends."""
+
+    seed = 0
+
+    def __init__(self, partitions: int = 4) -> None:
+        self.partitions = partitions
+        self.taken = 0
+
+    def take(self, nbytes: int, what: str) -> None:
+        self.taken += nbytes
+
+    def give(self, nbytes: int) -> None:
+        self.taken -= nbytes
+
+    def available(self) -> int:
+        return 1 << 40
+
+    def count(self, name: str, n: int) -> None: ...
+
+    def log(self, message: str, once: str | None = None) -> None: ...
+
+
+def run(batches: list[Batch], keys: tuple[str, ...], aggs: list[Agg], strategy: str = "auto", seal_each: bool = False, ranks: int = 1) -> dict[str, list[Any]]:
+    """All groups, as columns; `ranks` operators share the batches and a further one merges what they sealed."""
+    schema = batches[0].schema
+    ctx = Context()
+    workers = [Aggregate(keys, tuple(aggs), strategy) for _ in range(ranks)]
+    owner = Aggregate(keys, tuple(aggs), strategy)
+    for op in (*workers, owner):
+        op.bind(schema)
+        op.open(ctx, batches[0])
+    for i, batch in enumerate(batches):
+        op = workers[i % ranks]
+        op.consume(batch, Origin(i, 0))
+        if seal_each:
+            op.drain()
+            owner.merge(op.seal())
+    for op in workers:
+        op.drain()
+        owner.merge(op.seal())
+    parts = [owner.finish(p) for p in range(ctx.partitions)]
+    out = Batch.concat(parts)
+    for op in (*workers, owner):
+        op.close()
+    assert ctx.taken == 0
+    return out.to_pydict()
+
+
+FULL = [Agg("count", None, "n")] + [Agg(f, "v", f) for f in ("sum", "min", "max", "mean", "var", "std", "first", "last")]
+
+
+def exact(values: list[float]) -> Fraction:
+    return sum((Fraction(v) for v in values), Fraction(0))
+
+
+def as_double(x: Fraction) -> float:
+    try:
+        return float(x) + 0.0
+    except OverflowError:
+        return math.inf if x > 0 else -math.inf
+
+
+def close(a: float, b: float, ulps: float = 0) -> bool:
+    return (math.isnan(a) and math.isnan(b)) or a == b or abs(a - b) <= ulps * math.ulp(b)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(-3, 3), st.floats(width=64, allow_nan=False, allow_infinity=False)), min_size=1, max_size=60),
+       st.sampled_from(["direct", "radix", "raw"]), st.booleans(), st.integers(1, 3))
+def test_float_aggregates(rows, strategy, seal_each, ranks):
+    batches = [Batch.of({"k": np.array([k for k, _ in rows[i:i + 7]], np.int64), "v": np.array([v for _, v in rows[i:i + 7]])}) for i in range(0, len(rows), 7)]
+    aggs = FULL if strategy == "direct" else FULL[:5]
+    out = run(batches, ("k",), aggs, strategy, seal_each, ranks)
+    got = {k: i for i, k in enumerate(out["k"])}
+    want: dict[int, list[float]] = {}
+    for k, v in rows:
+        want.setdefault(k, []).append(v)
+    assert set(got) == set(want)
+    for k, values in want.items():
+        i = got[k]
+        assert out["n"][i] == len(values)
+        assert out["sum"][i] == as_double(exact(values))
+        assert out["min"][i] == min(values) and out["max"][i] == max(values)
+        assert out["mean"][i] == as_double(exact(values) / len(values))
+        if strategy == "direct":
+            assert out["first"][i] == values[0] and out["last"][i] == values[-1]
+            if max(map(abs, values)) < 1e100:
+                mean = exact(values) / len(values)
+                var = float(sum((Fraction(v) - mean) ** 2 for v in values) / (len(values) - 1)) if len(values) > 1 else math.nan
+                if math.isnan(var) or var == 0 or var > 1e-250:
+                    assert close(out["var"][i], var, 4), (values, out["var"][i], var)
+
+
+def test_the_three_ways_give_the_same_bits_and_key_order():
+    rng = np.random.default_rng(1)
+    k = rng.integers(-500, 500, 20000)
+    v = rng.normal(size=20000) * 10.0 ** rng.integers(-300, 300, 20000)
+    v[rng.integers(0, 20000, 9)] = [np.nan, np.inf, -np.inf, 0.0, -0.0, 5e-324, 1e308, -1e308, 1e-308]
+    batches = [Batch.of({"k": k[i:i + 3000], "v": v[i:i + 3000]}) for i in range(0, 20000, 3000)]
+    results = [run(batches, ("k",), FULL[:5], s, e, r) for s in ("direct", "radix", "raw") for e in (False, True) for r in (1, 3)]
+    for other in results[1:]:
+        for name in other:
+            assert np.array(other[name]).tobytes() == np.array(results[0][name]).tobytes(), name
+    oracle = {key: [float(x) for x in v[k == key]] for key in set(k.tolist())}
+    for i, key in enumerate(results[0]["k"]):
+        values = oracle[key]
+        if all(map(math.isfinite, values)):
+            assert results[0]["sum"][i] == as_double(exact(values))
+
+
+KEYS = {"int8": st.integers(-128, 127), "uint64": st.integers(0, 2**64 - 1), "float32": st.sampled_from([0.0, -0.0, math.nan, 1.5, -math.inf, math.inf]),
+        "bool": st.booleans(), "S5": st.binary(max_size=5).map(lambda b: b.rstrip(b"\0")), "text": st.text(max_size=30),
+        "bytes": st.one_of(st.binary(max_size=40), st.sampled_from([b"a", b"a\0", b"a\0\0", b"x" * 22, b"x" * 23, b"x" * 24, b"x" * 25, b"x" * 16 + b"y" * 30]))}
+
+
+@pytest.mark.parametrize("kind", list(KEYS))
+@settings(max_examples=30, deadline=None)
+@given(data=st.data())
+def test_keys_of_every_kind(kind, data):
+    keys = data.draw(st.lists(KEYS[kind], min_size=1, max_size=40))
+    column: Any = keys if kind in ("text", "bytes") else np.array(keys, kind)
+    values = np.arange(len(keys))
+    b = Batch.of({"k": column, "v": values})
+    out = run([b.slice(0, 10), b.slice(10, 40)] if len(keys) > 10 else [b], ("k",), [Agg("count", None, "n"), Agg("sum", "v", "s")], seal_each=True)
+
+    def canon(x: Any) -> Any:
+        x = x.encode("utf-8", "surrogateescape") if isinstance(x, str) else x
+        return "nan" if isinstance(x, float) and math.isnan(x) else x + 0.0 if isinstance(x, float) else x
+
+    want: dict[Any, list[int]] = {}
+    for key, v in zip(b["k"].to_list(), values.tolist(), strict=True):
+        want.setdefault(canon(key), []).append(v)
+    assert {canon(k): (n, s) for k, n, s in zip(out["k"], out["n"], out["s"], strict=True)} == {k: (len(x), sum(x)) for k, x in want.items()}
+    assert len(out["k"]) == len(want)
+
+
+def test_rows_in_key_order_within_a_partition():
+    rng = np.random.default_rng(3)
+    words = [bytes(rng.integers(97, 99, rng.integers(0, 34), dtype=np.uint8)) for _ in range(5000)]
+    batch = Batch.of({"k": words, "x": rng.normal(size=5000)})
+    op = Aggregate(("k",), (Agg("count", None, "n"), Agg("sum", "x", "s")))
+    op.bind(batch.schema)
+    op.open(Context(), batch)
+    op.consume(batch, Origin(0, 0))
+    op.drain()
+    op.merge(op.seal())
+    for p in range(4):
+        keys = op.finish(p)["k"].to_list()
+        assert keys == sorted(keys) and len(set(keys)) == len(keys)
+
+
+def test_composite_keys_shapes_and_other_types():
+    rng = np.random.default_rng(4)
+    n = 500
+    data = {"a": rng.integers(0, 3, n).astype("int16"), "b": [f"name{i % 4}" + "x" * (i % 2 * 30) for i in range(n)], "pos": rng.normal(size=(n, 3)).astype("f4"),
+            "ok": rng.random(n) < 0.5, "u": rng.integers(0, 2**63, n).astype("u8"), "t": rng.integers(0, 10**18, n).astype("M8[ns]"),
+            "c": rng.normal(size=n) + 1j, "s": [f"v{i}" * (i % 9) for i in range(n)]}
+    batch = Batch.of(data)
+    aggs = [Agg("mean", "pos", "mp"), Agg("max", "pos", "xp"), Agg("any", "ok", "any"), Agg("all", "ok", "all"), Agg("min", "u", "mu"), Agg("min", "t", "mt"),
+            Agg("sum", "c", "sc"), Agg("min", "s", "ms"), Agg("max", "s", "xs"), Agg("first", "s", "fs"), Agg("last", "pos", "lp"), Agg("mean", "a", "ma"),
+            Agg("var", "a", "va"), Agg("sum", "ok", "so"), Agg("count", "s", "cs")]
+    out = run([batch.slice(i, i + 90) for i in range(0, n, 90)], ("a", "b"), aggs, seal_each=True, ranks=2)
+    for i in range(len(out["a"])):
+        sel = np.array([data["a"][j] == out["a"][i] and data["b"][j] == out["b"][i] for j in range(n)])
+        rows = np.flatnonzero(sel)
+        assert np.array_equal(out["mp"][i], [as_double(exact(data["pos"][sel][:, c].astype(float).tolist()) / len(rows)) for c in range(3)])
+        assert np.array_equal(np.array(out["xp"][i], "f4"), data["pos"][sel].max(axis=0))
+        assert (out["any"][i], out["all"][i], out["so"][i]) == (data["ok"][sel].any(), data["ok"][sel].all(), data["ok"][sel].sum())
+        assert out["mu"][i] == data["u"][sel].min()
+        assert out["ms"][i] == min(data["s"][j] for j in rows) and out["xs"][i] == max(data["s"][j] for j in rows)
+        assert out["fs"][i] == data["s"][rows[0]] and np.array_equal(np.array(out["lp"][i], "f4"), data["pos"][rows[-1]])
+        assert out["sc"][i].real == as_double(exact(data["c"][sel].real.tolist()))
+        assert out["cs"][i] == len(rows) and out["ma"][i] == out["a"][i]
+        assert out["va"][i] == 0.0 if len(rows) > 1 else math.isnan(out["va"][i])
+
+
+@pytest.mark.parametrize("strategy", ["direct", "radix", "raw"])
+def test_nulls_are_skipped(strategy):
+    v = np.ma.array([1.0, 2.0, 3.0, 4.0, 5.0], mask=[0, 1, 1, 0, 1])
+    out = run([Batch.of({"k": np.array([1, 1, 2, 3, 3]), "v": v})], ("k",), [Agg("count", None, "n"), Agg("count", "v", "c"), Agg("sum", "v", "s"), Agg("mean", "v", "m"), Agg("max", "v", "x")], strategy)
+    rows = sorted(zip(*out.values(), strict=True))
+    assert rows == [(1, 2, 1, 1.0, 1.0, 1.0), (2, 1, 0, None, None, None), (3, 2, 1, 4.0, 4.0, 4.0)]
+
+
+def test_integer_sums_are_checked_once_at_the_end():
+    k, big = np.array([7, 7, 7]), np.array([2**62, 2**62, -(2**62)])
+    assert run([Batch.of({"k": k, "v": big})], ("k",), [Agg("sum", "v", "s")])["s"] == [2**62]
+    with pytest.raises(DataError, match="does not fit in int64"):
+        run([Batch.of({"k": k, "v": np.abs(big)})], ("k",), [Agg("sum", "v", "s")])
+
+
+@pytest.mark.parametrize(("agg", "message"), [(Agg("sum", "s", "x"), "needs numbers"), (Agg("sum", "vv", "x"), "did you mean 'v'"), (Agg("median", "v", "x"), "unknown aggregate"),
+                                              (Agg("any", "v", "x"), "needs a bool column"), (Agg("sum", "v", "k"), "two output columns are called 'k'")])
+def test_refused(agg, message):
+    schema = Batch.of({"k": np.zeros(1), "v": np.zeros(1), "s": ["a"]}).schema
+    with pytest.raises(JobSpecError, match=message):
+        Aggregate(("k",), (agg,)).bind(schema)
+
+
+def test_statistics_agree_with_the_library():
+    rng = np.random.default_rng(8)
+    v = rng.normal(1e6, 1, 400)
+    out = run([Batch.of({"k": np.zeros(400, np.int8), "v": v})], ("k",), FULL)
+    assert close(out["var"][0], statistics.variance([Fraction(x) for x in v.tolist()]), 4)
+
+
+def test_no_rows():
+    batch = Batch.of({"k": np.zeros(0, np.int64), "v": np.zeros(0)})
+    op = Aggregate(("k",), tuple(FULL))
+    schema = op.bind(batch.schema)
+    op.open(Context(), None)
+    op.drain()
+    op.merge(op.seal())
+    out = op.finish(0)
+    assert out.nrows == 0 and out.schema == schema and isinstance(schema, Schema)
