@@ -183,11 +183,12 @@ def find_launchers(bound: Bound, python: str = sys.executable, env: Mapping[str,
         for name in ("mpirun", "mpiexec"):
             path = str(folder / name)
             if path not in found and os.access(path, os.X_OK) and not any(f.startswith(f"{folder}{os.sep}") for f in found):
-                found[path] = Found(path, *_banner(path))
+                found[path] = Found(path, *banner(path))
     return list(found.values())
 
 
-def _banner(path: str) -> tuple[str, str]:
+def banner(path: str) -> tuple[str, str]:
+    """Family of a launcher, and the first line of what it says about itself."""
     try:
         done = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=60, env=clean_env(), check=False)
     except (OSError, subprocess.TimeoutExpired) as e:
