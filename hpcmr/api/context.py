@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -83,15 +83,21 @@ class JobContext:
         whole = self._outputs.get("path")
         if whole is None:
             return self.run_dir / "output" / name
-        others = [n for n in self._named if n not in self._outputs]
-        if len(others) > 1:
-            raise JobSpecError(f"--set output.path={whole} names one folder, and the job has the outputs {' and '.join(map(repr, others))}: "
-                               f"set each, for example --set output.{name}={whole}-{name}")
+        check_one_path(self._named, self._outputs)
         return Path(str(whole)).expanduser()
 
     def fingerprint(self) -> tuple[Any, ...]:
         """What counts of a context that a function of the user's captured."""
         return ("context", dict(self.params), self.seed)
+
+
+def check_one_path(names: Sequence[str], outputs: Mapping[str, Any]) -> None:
+    """Raise `JobSpecError` if ``output.path`` would have to hold two of the outputs `names`."""
+    others = [n for n in names if n not in outputs]
+    if len(others) > 1 and "path" in outputs:
+        whole = outputs["path"]
+        raise JobSpecError(f"--set output.path={whole} names one folder, and the job has the outputs {' and '.join(map(repr, others))}: "
+                           f"set each, for example --set output.{others[-1]}={whole}-{others[-1]}")
 
 
 def outputs_of(params: Mapping[str, Any]) -> dict[str, Any]:

@@ -201,8 +201,8 @@ def _reducer(job: JobFile, has_value: bool) -> KeyedOperator:
         return Aggregate(("key",), (Agg("count", None, "value") if counted else Agg(function, "value", "value"),))
     if combine is not None and not is_users(function):
         raise job.fail("combine.function", f"reduce function = {function!r} is built in and folds by itself; leave [combine] out")
-    return _grouped(job)
+    from hpcmr.ops.group import GroupRows
 
-
-def _grouped(job: JobFile) -> KeyedOperator:
-    raise JobSpecError("")
+    if combine is not None and is_users(combine):
+        return GroupRows(("key",), _load(job, "reduce.function"), _load(job, "combine.function"))
+    return GroupRows(("key",), _load(job, "reduce.function") if is_users(function) else function, combine)

@@ -6,6 +6,7 @@ script, so that it can import its neighbours.
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib
 import importlib.util
@@ -119,3 +120,14 @@ def _load_home(name: str, home: str, folder: Path) -> ModuleType:
         if error.name is not None and (home == error.name or home.startswith(error.name + ".")):
             raise JobSpecError(f"{name!r}: there is no module {error.name!r}, neither installed nor in {folder}") from error
         raise
+
+
+def named_outputs(path: Path) -> list[str]:
+    """Names of outputs that stand literally in a ``.py`` job, as in ``ctx.output("stats")``; what is computed is not found."""
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return []        # told when the file is loaded
+    calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute) and n.func.attr == "output" and len(n.args) == 1]
+    names = [c.args[0].value for c in calls if isinstance(c.args[0], ast.Constant) and isinstance(c.args[0].value, str)]
+    return list(dict.fromkeys(names))

@@ -187,7 +187,7 @@ class Table:
         check_distinct(list(keys), "group_by")
         return Grouped(self, keys)
 
-    def reduce_by_key(self, function: Function, *, key: str = "key", out: Out = None) -> Table:
+    def reduce_by_key(self, function: Function, *, key: str | tuple[str, ...] = "key", out: Out = None, exact: bool = False) -> Table:
         """One row for each key: the values of the key folded two at a time.
 
         Parameters
@@ -195,14 +195,16 @@ class Table:
         function : callable
             ``f(a, b)`` of two values; the other column's value, or named tuples of the other columns where there are several. It
             is called in the order of the rows within a split, then on the partial results in the order of splits.
-        key : str
-            Column to group by.
+        key : str or tuple of str
+            Columns to group by.
         out : dict of str to type, optional
             Columns of the values; by default those that come in.
+        exact : bool
+            The function is associative and commutative and does not round, so partial results may be folded in any order: less travels.
         """
         from hpcmr.ops.reduce_by_key import ReduceByKey
 
-        return self._keyed(f"reduce_by_key({_name(function)}, key={key})", ReduceByKey(function, key, out))
+        return self._keyed(f"reduce_by_key({_name(function)}, key={key})", ReduceByKey(function, key, out, exact))
 
     def _apply(self, label: str, step: Step) -> Table:
         return Table(Apply(label, _where(), self._node, step), self._comm)

@@ -115,3 +115,15 @@ def test_a_combiner_that_does_not_fit(tmp_path: Path) -> None:
     assert operator_of(plan(tmp_path, WORDS, "combine.function=sum")).name == "aggregate"
     with pytest.raises(JobSpecError, match="leave \\[combine\\] out"):
         plan(tmp_path, WORDS, "combine.function=sum", "reduce.function=mean")
+
+
+def test_groups(tmp_path: Path) -> None:
+    (tmp_path / "reducers_for_jobplan.py").write_text("def r(key, values): return len(values)\n")
+    assert operator_of(plan(tmp_path, WORDS, "map.value=file", "reduce.function=distinct")).finisher == "distinct"
+    text = WORDS.replace('"sum"', '"reducers_for_jobplan.py:r"')
+    nodes = plan(tmp_path, text)
+    assert [s.name for s in steps_of(nodes)] == ["words", "with_columns"]
+    assert operator_of(nodes).combiner is None
+    assert operator_of(plan(tmp_path, text, "combine.function=sum")).combiner.name
+    both = plan(tmp_path, text + '[combine]\nfunction = "reducers_for_jobplan.py:r"\n')
+    assert operator_of(both).combiner.name == operator_of(both).function.name == "r"
