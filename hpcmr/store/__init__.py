@@ -1,1 +1,1 @@
-"""What must survive: names of files, shards, manifests, publishing."""
+"""What must survive: names of files, shards, manifests, publishing. Knows no MPI: ranks bring their results together in `run`."""

@@ -1,0 +1,157 @@
+"""Making an output visible: all of it, by one rename, or nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from hpcmr.data.schema import Schema
+from hpcmr.errors import HpcmrError, InputError, Refused
+from hpcmr.store import files, manifest, paths
+from hpcmr.store.manifest import Manifest, Shard
+from hpcmr.store.writer import ShardInfo, cut_segments
+
+
+def check_free(folder: Path) -> None:
+    """Raise `Refused` unless `folder` can become an output: it is not there, or it is an empty folder. Call it before any work."""
+    folder = Path(folder)
+    paths.staging(folder, "x")
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        return
+    except NotADirectoryError:
+        raise Refused(f"the output {str(folder)!r} is a file; choose another path") from None
+    except OSError as error:
+        raise Refused(f"the output {str(folder)!r} cannot be looked at: {error.strerror}") from None
+    if names:
+        kind = "is there already" if paths.MANIFEST in names else "is a folder that holds other things"
+        raise Refused(f"the output {str(folder)!r} {kind}; choose another path, or remove it")
+
+
+def existing(folder: Path) -> Manifest | None:
+    """The manifest of a published output, None if there is nothing at `folder`. Raises `InputError` if what is there is damaged."""
+    return read_manifest(Path(folder)) if os.path.lexists(paths.manifest(Path(folder))) else None
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and check the manifest of an output; `InputError` tells what is wrong."""
+    path = paths.manifest(Path(folder))
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with open(fd, "rb") as file:
+            content = file.read(manifest.NBYTES_MAX + 1)
+    except FileNotFoundError:
+        there = "the folder has no manifest.json" if os.path.isdir(folder) else "it does not exist" if not os.path.lexists(folder) else "it is not a folder"
+        raise InputError(f"{str(folder)!r} is no hpcmr output: {there}") from None
+    except NotADirectoryError:
+        raise InputError(f"{str(folder)!r} is no hpcmr output: it is not a folder") from None
+    except OSError as error:
+        raise InputError(f"{str(path)!r} cannot be read: {error.strerror}") from None
+    return manifest.parse(content, repr(str(path)))
+
+
+def publish(folder: Path, schema: Schema, shard_infos: Sequence[ShardInfo], provenance: Mapping[str, Any] | None = None, *,
+            attempt: str, replace: bool = False) -> Manifest:
+    """Make the shards of all ranks the output at `folder`. On one rank only, when every rank's `TableWriter.close` has returned.
+
+    Parameters
+    ----------
+    folder : Path
+    schema : Schema
+    shard_infos : sequence of dict
+        What `TableWriter.close` returned on the ranks, all together, in any order.
+    provenance : mapping, optional
+        ``writer`` (a mapping: job, fingerprint, ...) and ``inputs`` (a list), kept in the manifest as plain JSON values.
+    attempt : str
+        As given to the writers.
+    replace : bool
+        Put the new output in the place of an earlier one, which is removed.
+
+    Raises
+    ------
+    Refused
+        If there is something at `folder` already, and `replace` is False.
+    StorageError
+        If writing or renaming fails; an earlier output is then as it was.
+
+    Notes
+    -----
+    Collective: no. On any error the shards of this attempt are removed.
+    """
+    folder = Path(folder)
+    staging = paths.staging(folder, attempt)
+    try:
+        ordered, segments = cut_segments(list(shard_infos))
+        files.make_folder(staging)
+        shards = [_rename(staging, info, number) for number, info in enumerate(ordered)]
+        given = dict(provenance or {})
+        made = Manifest(schema, tuple(shards), tuple(segments), dict(given.get("writer", {})), list(given.get("inputs", [])),
+                        datetime.now(UTC).isoformat(timespec="seconds"))
+        files.write_file(paths.manifest(staging), made.to_bytes())
+        files.sync_folder(staging)
+        _appear(staging, folder, attempt, replace)
+    except BaseException:
+        remove_attempt(folder, attempt)
+        raise
+    return made
+
+
+def _rename(staging: Path, info: ShardInfo, number: int) -> Shard:
+    name = paths.part_name(number)
+    with files.storing(staging / info["file"], "rename"):
+        os.rename(staging / info["file"], staging / name)
+    arrays = tuple((str(a), int(b), int(c), str(d)) for a, b, c, d in info["arrays"])
+    return Shard(name, info["rows"], info["nbytes"], info["digest"], info["frame"], arrays)
+
+
+def _appear(staging: Path, folder: Path, attempt: str, replace: bool) -> None:
+    aside = paths.set_aside(folder, attempt)
+    moved = replace and os.path.lexists(folder)
+    if moved:
+        if os.path.isdir(folder) and os.listdir(folder) and existing(folder) is None:
+            raise Refused(f"{str(folder)!r} is a folder that holds other things than an output, and is not replaced; choose another path")
+        with files.storing(folder, "set aside"):
+            os.rename(folder, aside)
+    try:
+        with files.storing(folder, "publish"):
+            os.rename(staging, folder)
+    except HpcmrError as error:
+        if moved:
+            with contextlib.suppress(OSError):
+                os.rename(aside, folder)
+        cause = error.__cause__
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            check_free(folder)
+        raise
+    files.sync_folder(folder.parent)
+    if moved:
+        files.remove_folder_quietly(aside)
+
+
+def remove_attempt(folder: Path, attempt: str) -> None:
+    """Remove what an attempt has left beside `folder`, its shards and their folder. Never raises. Not while a rank still writes."""
+    files.remove_folder_quietly(paths.staging(Path(folder), attempt))
+
+
+def discard(folder: Path) -> None:
+    """Remove an output. Refused if the folder holds anything that is no part of one."""
+    folder = Path(folder)
+    if not os.path.lexists(folder):
+        return
+    if os.path.islink(folder) or not os.path.isdir(folder):
+        raise Refused(f"{str(folder)!r} is no folder, and is not removed; choose another path, or remove it yourself")
+    names = os.listdir(folder)
+    foreign = [n for n in names if n != paths.MANIFEST and not paths.is_part_name(n)]
+    if foreign:
+        raise Refused(f"{str(folder)!r} holds {foreign[0]!r}, which is no part of an output, and is not removed; choose another path, or remove it yourself")
+    with files.storing(folder, "remove", safe="other outputs are as they were"):
+        # The manifest goes first: what is left when this is interrupted is not taken for an output.
+        for name in sorted(names, key=lambda n: n != paths.MANIFEST):
+            os.unlink(folder / name)
+        os.rmdir(folder)
