@@ -77,13 +77,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 class _Watch:
     """Prints all stacks when a test is late, and a little later ends this rank, and by that the run."""
 
-    def __init__(self, what: str) -> None:
-        self.what = what
-        self.late = threading.Timer(TEST_LIMIT_S + 5, self._end)
+    def __init__(self, item: pytest.Item) -> None:
+        self.what = item.nodeid
+        # What starts processes of its own has limits there, and may start many.
+        self.limit_s = TEST_LIMIT_S * (5 if "launcher" in item.keywords else 1)
+        self.late = threading.Timer(self.limit_s + 5, self._end)
         self.late.daemon = True
 
     def __enter__(self) -> None:
-        faulthandler.dump_traceback_later(TEST_LIMIT_S, file=_stderr)
+        faulthandler.dump_traceback_later(self.limit_s, file=_stderr)
         self.late.start()
 
     def __exit__(self, *_: object) -> None:
@@ -91,7 +93,7 @@ class _Watch:
         self.late.cancel()
 
     def _end(self) -> None:
-        _end_run(f"{self.what} takes longer than {TEST_LIMIT_S:g} s")
+        _end_run(f"{self.what} takes longer than {self.limit_s:g} s")
 
 
 def _end_run(why: str) -> None:
@@ -129,7 +131,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> Any:
-    with _Watch(item.nodeid):
+    with _Watch(item):
         result = yield
         if _comm is not None and "mpi" in item.keywords:
             _meet(f"the end of {item.nodeid}", getattr(item, "_hpcmr_failure", None))
