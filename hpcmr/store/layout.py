@@ -124,12 +124,13 @@ def _create(file: h5py.File, spec: ArraySpec, count: int) -> int | None:
 
 def _describe(file: h5py.File, spec: ArraySpec) -> None:
     """Put the column's own attributes on its object, and its type where HDF5's types do not tell."""
-    target = file[spec.name if spec.role == "values" else spec.name.rpartition("/")[0]]
-    if spec.role in ("values", "offsets") and (spec.type.kind != "fixed" or spec.type.np_dtype.kind in "mM"):
+    if spec.role not in ("values", "offsets"):
+        return
+    target = file[spec.name.removesuffix("/offsets") if spec.role == "offsets" else spec.name]
+    if not spec.type.is_fixed or spec.type.np_dtype.kind in "mM":
         target.attrs["hpcmr_type"] = str(spec.type)
-    if spec.field is not None:
-        for key, value in spec.field.attrs:
-            _set_attribute(target, str(key), value)
+    for key, value in spec.field.attrs if spec.field is not None else ():
+        _set_attribute(target, str(key), value)
 
 
 def _set_attribute(target: Any, key: str, value: Any) -> None:

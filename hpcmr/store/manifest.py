@@ -145,7 +145,7 @@ def parse(content: bytes, where: str) -> Manifest:
         value = _load(content)
         return _checked(value, content)
     except _Wrong as wrong:
-        raise InputError(f"{where} is not a usable manifest: {wrong}; the output has to be written again, or fetched again from where it came") from None
+        raise InputError(f"{where} is not a usable manifest: {wrong}; write the output again, or fetch it again from where it came") from None
 
 
 def _load(content: bytes) -> dict[str, Any]:

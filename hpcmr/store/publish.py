@@ -47,8 +47,8 @@ def read_manifest(folder: Path) -> Manifest:
         with open(fd, "rb") as file:
             content = file.read(manifest.NBYTES_MAX + 1)
     except FileNotFoundError:
-        there = "the folder has no manifest.json" if os.path.isdir(folder) else "it does not exist" if not os.path.lexists(folder) else "it is not a folder"
-        raise InputError(f"{str(folder)!r} is no hpcmr output: {there}") from None
+        why = f"the folder has no {paths.MANIFEST}" if os.path.isdir(folder) else "it does not exist"
+        raise InputError(f"{str(folder)!r} is no hpcmr output: {why}") from None
     except NotADirectoryError:
         raise InputError(f"{str(folder)!r} is no hpcmr output: it is not a folder") from None
     except OSError as error:
@@ -149,7 +149,8 @@ def discard(folder: Path) -> None:
     names = os.listdir(folder)
     foreign = [n for n in names if n != paths.MANIFEST and not paths.is_part_name(n)]
     if foreign:
-        raise Refused(f"{str(folder)!r} holds {foreign[0]!r}, which is no part of an output, and is not removed; choose another path, or remove it yourself")
+        raise Refused(f"{str(folder)!r} holds {foreign[0]!r}, which is no part of an output, and is not removed; choose another path, "
+                      "or remove it yourself")
     with files.storing(folder, "remove", safe="other outputs are as they were"):
         # The manifest goes first: what is left when this is interrupted is not taken for an output.
         for name in sorted(names, key=lambda n: n != paths.MANIFEST):
