@@ -305,8 +305,8 @@ def _check_map(job: JobFile) -> None:
     value = job["map.value"]
     if kind in ("words", "lines") and isinstance(value, str) and value != "file":
         raise job.fail("map.value", f"value = {value!r}: {function} takes 'file' (the name of the document) or a number")
-    if isinstance(value, float) and (kind == "regex" or kind == "columns" and job["input.format"] == "text"):
-        raise job.fail("map.value", f"value = {value!r}: {function} takes the number or the name of a {'group' if kind == 'regex' else 'field'}, or 'file'")
+    if isinstance(value, float) and (kind == "regex" or (kind == "columns" and job["input.format"] == "text")):
+        raise job.fail("map.value", f"value = {value!r}: {function} takes a {'group' if kind == 'regex' else 'field'} by its number, or 'file'")
     if kind == "a function of yours" and value is not None and value != "file":
         raise job.fail("map.value", f"value = {value!r}: beside a function of yours only 'file' has a meaning, it adds "
                        "the name of the document to the rows")

@@ -67,7 +67,8 @@ def _mapped(job: JobFile) -> tuple[Node, bool]:
         return _users_mapper(job)
     node, has_value = _BUILT_IN[function](job, job["map.value"])
     value = 1 if job["map.value"] is None else job["map.value"]
-    counted = value == 1 and isinstance(value, int) and job["reduce.function"] in COUNTED and job["combine.function"] in (None, job["reduce.function"])
+    reducer = job["reduce.function"]
+    counted = value == 1 and isinstance(value, int) and reducer in COUNTED and job["combine.function"] in (None, reducer)
     if has_value or counted:
         return node, has_value
     from hpcmr.ops.with_columns import WithColumns

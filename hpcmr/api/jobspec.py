@@ -128,6 +128,6 @@ def named_outputs(path: Path) -> list[str]:
         tree = ast.parse(path.read_bytes())
     except (OSError, SyntaxError, ValueError):
         return []        # told when the file is loaded
-    calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute) and n.func.attr == "output" and len(n.args) == 1]
-    names = [c.args[0].value for c in calls if isinstance(c.args[0], ast.Constant) and isinstance(c.args[0].value, str)]
-    return list(dict.fromkeys(names))
+    calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute) and n.func.attr == "output"]
+    names = [c.args[0].value for c in calls if len(c.args) == 1 and isinstance(c.args[0], ast.Constant)]
+    return list(dict.fromkeys(n for n in names if isinstance(n, str)))

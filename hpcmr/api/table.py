@@ -299,7 +299,8 @@ class Grouped:
         """
         from hpcmr.ops.aggregate import Aggregate
 
-        for name, found in (*((None, a) for a in aggregates), *named.items()):
+        told: list[tuple[str | None, object]] = [*((None, a) for a in aggregates), *named.items()]
+        for name, found in told:
             if not isinstance(found, Agg):
                 wanted = f"{name}=mr.sum('x')" if name else "mr.sum('x') or total=mr.sum('x')"
                 raise JobSpecError(f"agg takes aggregates, for example {wanted}, not {found!r}")

@@ -42,7 +42,8 @@ def test_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(("words", "said"), [
-    ([], "COMMAND"), (["jbo"], "invalid choice: 'jbo'"), (["job", "--memmory", "1"], "unrecognized arguments"), (["job", "a.toml", "b.toml"], "unrecognized"),
+    ([], "COMMAND"), (["jbo"], "invalid choice: 'jbo'"),
+    (["job", "--memmory", "1"], "unrecognized arguments"), (["job", "a.toml", "b.toml"], "unrecognized"),
     (["job", "-q", "-v"], "not allowed with"),
 ])
 def test_usage_errors_exit_with_2(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
