@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpcmr.api.aggregates import check_distinct
+from hpcmr.api.dry import is_dry, tell_action
 from hpcmr.api.result import Result
 from hpcmr.errors import JobSpecError
 from hpcmr.ops.accumulators import Agg
@@ -226,9 +227,10 @@ class Table:
         -----
         Collective: yes, every rank must call it, with the same path. Cost: the rows once, through bounded memory.
         """
-        from hpcmr.ops.write import Write
+        if not self._told(f"write_hdf5({os.fspath(path)!r})", has_result=False):
+            from hpcmr.ops.write import Write
 
-        self._session().execute(self._node, Write(Path(path)))
+            self._session().execute(self._node, Write(Path(path)))
 
     def collect(self, *, root: int | None = None) -> Result | None:
         """All rows, in memory, on every rank; with `root` on that rank only, and None on the others.
@@ -237,6 +239,7 @@ class Table:
         -----
         Collective: yes, every rank must call it. Cost: memory for all rows on each rank that gets them.
         """
+        self._told("collect()")
         from hpcmr.ops.collect import Collect
 
         return _result(self._session().execute(self._node, Collect(root)))
@@ -245,6 +248,7 @@ class Table:
         """The first `n` rows, as `collect` gives all."""
         if not isinstance(n, int) or n < 0:
             raise JobSpecError(f"head({n!r}): the number of rows is an integer, 0 or above")
+        self._told(f"head({n})")
         from hpcmr.ops.head import Head
 
         return _result(self._session().execute(self._node, Head(n, root)))
@@ -257,6 +261,7 @@ class Table:
         any
             The value of a table of one column, else a named tuple; None of no rows. On every rank, or on `root` only.
         """
+        self._told(f"reduce({_name(function)})")
         from hpcmr.ops.reduce import Reduce
 
         return self._session().execute(self._node, Reduce(function, root))
@@ -268,6 +273,13 @@ class Table:
     def fingerprint(self) -> tuple[str, ...]:
         """What counts of a table that a function of the user's captured."""
         return ("table", plan_fingerprint(self._node))
+
+    def _told(self, action: str, has_result: bool = True) -> bool:
+        """Whether the action was explained in place of being run."""
+        if is_dry():
+            tell_action(self._node, action, has_result)
+            return True
+        return False
 
     def _session(self) -> Session:
         from hpcmr.run.session import current
