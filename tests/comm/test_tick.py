@@ -31,7 +31,7 @@ def test_ranks_work_on_until_all_have_joined(world):
     while not tick.done():
         looks += 1
         time.sleep(0.001)
-    assert tick.done() and tick.in_flight                # stays there until it is taken
+    assert tick.done() and tick.in_flight  # stays there until it is taken
     assert tick.wait()[:, 0].tolist() == list(range(world.size))
     got = world.allreduce(np.array([looks]), "max")
     assert world.size == 1 or int(got[0]) > 0
@@ -82,5 +82,5 @@ def test_a_rank_that_does_not_join_is_named(world, monkeypatch):
     world.barrier()
     if world.rank == 0:
         tick.post(np.array([0]))
-    while not tick.done():           # so that no request outlives the test
+    while not tick.done():  # so that no request outlives the test
         time.sleep(0.001)

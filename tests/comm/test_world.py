@@ -13,7 +13,10 @@ from hpcmr.errors import DataError, HpcmrError, InputError, RemoteError
 
 
 def test_serial_world_needs_no_mpi_library():
-    code = "import sys; from hpcmr.comm.world import World; w = World.of(); assert w.size == 1 and w.comm is None; assert 'mpi4py.MPI' not in sys.modules"
+    code = (
+        "import sys; from hpcmr.comm.world import World; w = World.of(); "
+        "assert w.size == 1 and w.comm is None; assert 'mpi4py.MPI' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], env=launcher.clean_env(), check=True, timeout=60)
 
 
@@ -192,6 +195,14 @@ def test_collective_functions_say_so():
 
 
 def test_no_launcher_variable_survives_clean_env():
-    env = {**os.environ, "OMPI_COMM_WORLD_SIZE": "4", "PMI_RANK": "1", "PMIX_RANK": "2", "SLURM_STEP_NUM_TASKS": "4", "OMPI_ALLOW_RUN_AS_ROOT": "1", "PATH": "/bin"}
+    env = {
+        **os.environ,
+        "OMPI_COMM_WORLD_SIZE": "4",
+        "PMI_RANK": "1",
+        "PMIX_RANK": "2",
+        "SLURM_STEP_NUM_TASKS": "4",
+        "OMPI_ALLOW_RUN_AS_ROOT": "1",
+        "PATH": "/bin",
+    }
     clean = launcher.clean_env(env)
     assert launcher.started(clean) is None and clean["PATH"] == "/bin" and clean["OMPI_ALLOW_RUN_AS_ROOT"] == "1"
