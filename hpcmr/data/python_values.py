@@ -41,7 +41,14 @@ class ValueTrouble(Exception):
 @lru_cache(maxsize=256)
 def row_type(names: tuple[str, ...]) -> Any:
     """Named tuple class of rows with these columns; names that are no identifiers are reached by position."""
-    return namedtuple("Row", names, rename=True)  # type: ignore[misc]
+    made = namedtuple("Row", names, rename=True)  # type: ignore[misc]
+    made.__reduce__ = lambda row: (_row, (names, tuple(row)))  # type: ignore[method-assign,assignment,misc]
+    return made
+
+
+def _row(names: tuple[str, ...], values: tuple[Any, ...]) -> Row:
+    """A row that comes from another rank: its class is made here."""
+    return row_type(names)._make(values)
 
 
 def values_of(column: Column) -> list[Any]:
@@ -166,7 +173,8 @@ def _dict_columns(rows: Sequence[Any], prefix: str) -> dict[str, list[Any]]:
     keys = list(rows[0])
     for i, r in enumerate(rows):
         if r.keys() != rows[0].keys():
-            raise ValueTrouble(i, f"returned a dict with the keys {', '.join(map(repr, r)) or 'none'}, before with {', '.join(map(repr, keys)) or 'none'}")
+            raise ValueTrouble(i, f"returned a dict with the keys {', '.join(map(repr, r)) or 'none'}, "
+                                  f"before with {', '.join(map(repr, keys)) or 'none'}")
     for k in keys:
         if not isinstance(k, str) or not k:
             raise ValueTrouble(0, f"returned a dict with the key {k!r}; keys name columns and are str")
@@ -184,7 +192,7 @@ def _encode(name: str, values: list[Any], targets: dict[str, ColumnType], out: d
     kind = _shape_of(present[0]) if present else None
     if kind in ("tuple", "named tuple", "dict"):
         _encode_records(name, values, kind, targets, out)
-    elif kind == "list" and (record := next((x for v in present if isinstance(v, list) for x in v), None)) is not None and _shape_of(record) in _RECORDS:
+    elif kind == "list" and _shape_of(next((x for v in present if isinstance(v, list) for x in v), None)) in _RECORDS:
         _encode_record_lists(name, values, targets, out)
     else:
         out[name] = encode_values(values, targets.get(name), name)
@@ -232,6 +240,36 @@ def _same_names(found: dict[str, Column], declared: Schema, rows: Sequence[Any])
                               f"expected {', '.join(map(repr, declared.names))}")
 
 
+def columns_of_values(values: list[Any], name: str, declared: Schema | None = None) -> Batch:
+    """Columns of values that are not rows: the column `name`, with tuples laid flat (`name.0`), or the columns that dicts name."""
+    targets = {f.name: f.type for f in declared} if declared is not None else {}
+    if declared is not None and len(declared) == 1 and "." not in declared.names[0]:
+        name = declared.names[0]
+    parts = _dict_columns(values, "") if _uniform(values, "the function returned") == "dict" else {name: values}
+    out: dict[str, Column] = {}
+    for part, items in parts.items():
+        _encode(part, items, targets, out)
+    if declared is not None:
+        _same_names(out, declared, values)
+    return Batch(out, len(values))
+
+
+def values_like(values: list[Any], schema: Schema) -> Batch:
+    """Columns of `schema` from values as `rows_of` shows its rows: the value, or tuples, named tuples or dicts of them."""
+    targets = {f.name: f.type for f in schema}
+    fields = list(_assembled({n: [] for n in schema.names}))
+    parts: dict[str, list[Any]] = {fields[0]: values}
+    if len(fields) > 1:
+        for i, v in enumerate(values):
+            if not (isinstance(v, tuple) and len(v) == len(fields)) and not (isinstance(v, dict) and v.keys() == set(fields)):
+                raise ValueTrouble(i, f"returned {describe(v)}; expected a tuple or a dict of {', '.join(fields)}")
+        parts = {f: [v[f] if isinstance(v, dict) else v[j] for v in values] for j, f in enumerate(fields)}
+    out: dict[str, Column] = {}
+    for name, items in parts.items():
+        _encode(name, items, targets, out)
+    return cast_batch(Batch(out, len(values)), schema, True)
+
+
 # ---- values of one column --------------------------------------------------------------------------------------------------
 
 
@@ -261,7 +299,7 @@ def _found(values: list[Any], name: str) -> Column:
     group = groups.pop() if groups else "nothing"
     valid = np.array([v is not None for v in values], np.bool_) if any(v is None for v in values) else None
     if group == "date":
-        return FixedColumn(np.array(["NaT" if v is None else v for v in values], "datetime64" if valid is None else None).astype(_date_type(kinds)), valid)
+        return _dates(values, valid)
     if group == "duration":
         return FixedColumn(np.array([np.timedelta64("NaT") if v is None else v for v in values], "timedelta64"), valid)
     if group == "complex":
@@ -282,19 +320,25 @@ def _found(values: list[Any], name: str) -> Column:
         raise ValueTrouble(0, f"column {name!r}: {error}") from None
 
 
+_GROUPS: tuple[tuple[str, tuple[type, ...]], ...] = (
+    ("bool", (bool, np.bool_)), ("duration", (datetime.timedelta, np.timedelta64)), ("number", (int, float, np.integer, np.floating)),
+    ("complex", (complex, np.complexfloating)), ("str", (str,)), ("bytes", (bytes, bytearray, memoryview)),
+    ("date", (datetime.date, np.datetime64)), ("list", (list,)), ("array", (np.ndarray,)))
+
+
 @lru_cache(maxsize=1024)
 def _group_of(kind: type) -> str:
     """Types of one group make one column."""
-    for group, members in (("bool", (bool, np.bool_)), ("duration", (datetime.timedelta, np.timedelta64)), ("number", (int, float, np.integer, np.floating)),
-                           ("complex", (complex, np.complexfloating)), ("str", (str,)), ("bytes", (bytes, bytearray, memoryview)), ("date", (datetime.date, np.datetime64)),
-                           ("list", (list,)), ("array", (np.ndarray,))):
+    for group, members in _GROUPS:
         if issubclass(kind, members):
             return group
     return f"object {kind.__name__}"
 
 
-def _date_type(kinds: set[type]) -> str:
-    return "datetime64[D]" if kinds == {datetime.date} else "datetime64[us]" if datetime.datetime in kinds else "datetime64[ns]"
+def _dates(values: list[Any], valid: NDArray[np.bool_] | None) -> Column:
+    """Dates in their own unit: days, microseconds of `datetime`, or what `numpy.datetime64` values have in common."""
+    found = np.array([np.datetime64("NaT") if v is None else np.datetime64(v) for v in values])
+    return FixedColumn(found if found.dtype != np.dtype("datetime64") else found.astype("datetime64[ns]"), valid)
 
 
 def _numbers(values: list[Any], valid: NDArray[np.bool_] | None, name: str) -> Column:

@@ -1,0 +1,62 @@
+"""All rows in memory: ``collect``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hpcmr.data.batch import Batch
+from hpcmr.data.schema import Schema
+from hpcmr.ops.keyed_rows import owned
+from hpcmr.ops.outlet import OutletContext
+
+Pieces = list[tuple[int, Batch]]
+
+
+class Collect:
+    """The rows of all pieces, in order, as one `Batch`. An `Outlet`.
+
+    Parameters
+    ----------
+    root : int, optional
+        The one rank that is given the rows; None: every rank.
+    """
+
+    name = "collect"
+    ascending = False
+
+    def __init__(self, root: int | None = None) -> None:
+        self.root = root
+        self.pieces: dict[int, list[Batch]] = {}
+        self.held = 0
+        self.ctx: OutletContext | None = None
+
+    def fingerprint(self) -> tuple[Any, ...]:
+        return (self.name,)
+
+    def begin(self, ctx: OutletContext) -> None:
+        """Nothing to refuse."""
+
+    def open(self, ctx: OutletContext, schema: Schema) -> None:
+        self.ctx, self.schema, self.pieces, self.held = ctx, schema, {}, 0
+
+    def take(self, piece: int, batch: Batch) -> None:
+        assert self.ctx is not None
+        mine = owned(batch)
+        self.ctx.take(mine.nbytes, f"the rows that {self.name} gathers")
+        self.held += mine.nbytes
+        self.pieces.setdefault(piece, []).append(mine)
+
+    def enough(self, piece: int) -> bool:
+        return False
+
+    def local(self) -> Pieces:
+        return [(piece, Batch.concat(batches)) for piece, batches in sorted(self.pieces.items())]
+
+    def combine(self, payloads: list[Pieces]) -> Batch:
+        found = sorted((p for payload in payloads for p in payload), key=lambda p: p[0])
+        return Batch.concat([b for _, b in found]) if found else Batch.empty(self.schema)
+
+    def abandon(self) -> None:
+        if self.ctx is not None and self.held:
+            self.ctx.give(self.held)
+        self.pieces, self.held = {}, 0

@@ -1,0 +1,234 @@
+"""Rows held by key: what group and reduce_by_key have in common.
+
+State is rows: key columns, value columns and the origin of each row, ``split << 40 | row`` in one number. `seal` gives them in
+partition order, and whatever was sealed and merged in whatever order, `finish` sorts a partition's rows by key and origin: so
+seals, exchanges and ranks leave no trace in the result.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hpcmr.data.batch import Batch, BytesColumn, Column, FixedColumn, ListColumn
+from hpcmr.data.keys import KeyLayout, KeyWords, as_strings, encode_keys, word_count
+from hpcmr.data.partitioning import Partitioned, partition_bits
+from hpcmr.data.schema import Schema
+from hpcmr.errors import JobSpecError
+from hpcmr.ops.contract import Origin, StageContext
+
+ORIGIN = "#origin"
+ORIGIN_BITS = 40
+COMBINE_NBYTES = 8 << 20
+Index = NDArray[np.int64]
+
+
+class KeyedRows:
+    """The part of a `KeyedOperator` that keeps rows; what a group becomes is its children's.
+
+    A child may combine: `combines` is None (rows are kept as they are), "split" (all rows of a key in a split become one, once
+    the split is over) or "any" (whenever enough rows wait). Splits reach an operator whole: `drain` is called between splits.
+    """
+
+    name = "keyed rows"
+    combines: str | None = None
+
+    def __init__(self, keys: tuple[str, ...]) -> None:
+        if not keys:
+            raise JobSpecError(f"{self.name} needs at least one key column")
+        self.keys = tuple(keys)
+        self.held = 0
+
+    # ---- before --------------------------------------------------------------------------------------------------------
+
+    def bind_rows(self, schema: Schema) -> Schema:
+        """Check keys; returns the schema of the value columns."""
+        self.schema = schema
+        self.layout = KeyLayout.of(schema, self.keys)
+        self.value_names = tuple(n for n in schema.names if n not in self.keys)
+        if ORIGIN in schema:
+            raise JobSpecError(f"a column cannot be called {ORIGIN!r}")
+        return schema.select(self.value_names)
+
+    def open(self, ctx: StageContext, estimate: Batch | None) -> None:
+        self.ctx = ctx
+        self.waiting: list[Batch] = []        # not combined yet
+        self.waiting_nbytes = 0
+        self.kept: list[Batch] = []
+        self.merged: list[Partitioned] = []
+        self.held = 0
+        self.split = -1
+        self.rows_in = self.rows_combined = 0
+
+    # ---- in ------------------------------------------------------------------------------------------------------------
+
+    def consume(self, batch: Batch, origin: Origin) -> None:
+        if self.combines == "split" and origin.split != self.split:
+            self._combine_waiting()
+        self.split = origin.split
+        rows = owned(self.prepared(batch, origin))
+        first = (origin.split << ORIGIN_BITS) + origin.row
+        rows.columns[ORIGIN] = FixedColumn(np.arange(first, first + rows.nrows, dtype=np.uint64))
+        self._hold(rows.nbytes)
+        self.waiting.append(rows)
+        self.waiting_nbytes += rows.nbytes
+        if self.combines == "any" and self.waiting_nbytes > COMBINE_NBYTES and self._pays():
+            self._combine_waiting()
+
+    def prepared(self, batch: Batch, origin: Origin) -> Batch:
+        """A child may change values as they come in."""
+        return batch
+
+    def combine(self, rows: Batch, order: Index, starts: Index) -> Batch:
+        """One row, or fewer rows, for each group ``order[starts[g]:starts[g + 1]]``, each with an origin of the group's."""
+        raise TypeError(f"{self.name} does not combine")
+
+    def _pays(self) -> bool:
+        """Step aside where combining did not shrink the rows by a tenth: it is done again, once, when a partition is finished."""
+        return self.rows_in < 1 << 16 or self.rows_combined < 0.9 * self.rows_in
+
+    def _combine_waiting(self) -> None:
+        if not self.waiting:
+            return
+        if self.combines is None:
+            self.kept += self.waiting
+        else:
+            before = sum(b.nbytes for b in self.waiting)
+            rows = Batch.concat(self.waiting)
+            found = owned(self.combine(rows, *self.groups(rows)))
+            self.rows_in += rows.nrows
+            self.rows_combined += found.nrows
+            self.kept.append(found)
+            self._hold(found.nbytes - before)
+        self.waiting, self.waiting_nbytes = [], 0
+
+    def _hold(self, nbytes: int) -> None:
+        if nbytes > 0:
+            self.ctx.take(nbytes, f"the rows of {self.name}")
+        elif nbytes < 0:
+            self.ctx.give(-nbytes)
+        self.held += nbytes
+
+    # ---- out and in again ----------------------------------------------------------------------------------------------
+
+    def pressure(self) -> float:
+        return self.held / max(1, self.held + self.ctx.available()) * 1.25
+
+    def drain(self) -> None:
+        self._combine_waiting()
+
+    def seal(self) -> Partitioned:
+        self._combine_waiting()
+        rows = [*self.kept, *(p.batch for p in self.merged if p.batch.nrows)]
+        whole = Batch.concat(rows) if rows else self.nothing()
+        hashes = encode_keys(whole, self.layout).hashes
+        bits = partition_bits(self.ctx.partitions)
+        partition = (hashes >> np.uint64(64 - bits)).astype(np.int64) if bits else np.zeros(len(hashes), np.int64)
+        starts = np.zeros(self.ctx.partitions + 1, np.int64)
+        np.cumsum(np.bincount(partition, minlength=self.ctx.partitions), out=starts[1:])
+        part = Partitioned(whole.take(np.argsort(partition, kind="stable")).compact(), starts)
+        self.kept, self.merged = [], []
+        self._hold(-self.held)
+        return part
+
+    def nothing(self) -> Batch:
+        """No rows, with the columns of the state."""
+        out = Batch.empty(self.state_schema())
+        out.columns[ORIGIN] = FixedColumn(np.zeros(0, np.uint64))
+        return out
+
+    def state_schema(self) -> Schema:
+        return self.schema
+
+    def merge(self, part: Partitioned) -> None:
+        if part.batch.nrows:
+            self.merged.append(part)
+            self._hold(part.batch.nbytes)
+
+    # ---- results -------------------------------------------------------------------------------------------------------
+
+    def finish(self, partition: int) -> Batch:
+        """Result of one partition, in key order."""
+        found = [p.part(partition) for p in self.merged if p.first <= partition < p.first + p.count]
+        found = [b for b in found if b.nrows]
+        if not found:
+            return Batch.empty(self.out_schema())
+        rows = Batch.concat(found)
+        self._hold(-min(self.held, rows.nbytes))
+        return self.finished(rows, *self.groups(rows))
+
+    def finished(self, rows: Batch, order: Index, starts: Index) -> Batch:
+        """What the groups become: a row for each."""
+        raise TypeError(f"{self.name} has no result")
+
+    def out_schema(self) -> Schema:
+        raise TypeError(f"{self.name} has no result")
+
+    def close(self) -> None:
+        self._hold(-self.held)
+        self.waiting, self.kept, self.merged = [], [], []
+
+    def groups(self, rows: Batch) -> tuple[Index, Index]:
+        """Rows sorted by key, then origin: ``order``, and ``starts (groups + 1,)`` into it."""
+        origin = rows[ORIGIN]
+        assert isinstance(origin, FixedColumn)
+        return sorted_groups(rows, self.layout, origin.values)
+
+    def firsts(self, rows: Batch, order: Index, starts: Index) -> Batch:
+        """Keys of the groups."""
+        return rows.select(self.keys).take(order[starts[:-1]])
+
+
+def sorted_groups(rows: Batch, layout: KeyLayout, origin: NDArray[np.uint64]) -> tuple[Index, Index]:
+    """Order of rows by key and then origin, and where each group starts in it."""
+    if not rows.nrows:
+        return np.zeros(0, np.int64), np.zeros(1, np.int64)
+    words = _with_ranks(rows, layout, encode_keys(rows, layout))
+    if bool((origin[1:] >= origin[:-1]).all()):
+        order = np.argsort(words[0], kind="stable") if len(words) == 1 else np.lexsort(words[::-1])
+    else:
+        order = np.lexsort((origin, *words[::-1]))
+    differs = np.zeros(rows.nrows - 1, np.bool_)
+    for w in words:
+        s = w[order]
+        differs |= s[1:] != s[:-1]
+    return order, np.concatenate([[0], np.flatnonzero(differs) + 1, [rows.nrows]]).astype(np.int64)
+
+
+def _with_ranks(rows: Batch, layout: KeyLayout, encoded: KeyWords) -> list[NDArray[np.uint64]]:
+    """The key words as columns to sort by; behind a string's words comes the rank of its bytes, where some are too long for words."""
+    words = [np.ascontiguousarray(encoded.words[:, k]) for k in range(layout.width)]
+    if not encoded.long_count:
+        return words
+    out: list[NDArray[np.uint64]] = []
+    for name, kind, at in zip(layout.names, layout.types, layout.places, strict=True):
+        count = word_count(kind)
+        out += words[at:at + count]
+        if count > 1:
+            strings = as_strings(rows[name])
+            long = np.flatnonzero(strings.ends - strings.starts > 23)
+            raw = BytesColumn(strings.starts[long], strings.ends[long], strings.data, False).to_list()
+            place = {s: i + 1 for i, s in enumerate(sorted(set(raw)))}
+            rank = np.zeros(rows.nrows, np.uint64)
+            rank[long] = [place[s] for s in raw]
+            out.append(rank)
+    return out
+
+
+def owned(batch: Batch) -> Batch:
+    """The batch in memory of its own: what comes in lies in buffers that are used again."""
+    return Batch({n: _owned(c) for n, c in batch.columns.items()}, batch.nrows)
+
+
+def _owned(column: Column) -> Column:
+    valid = None if column.valid is None else column.valid.copy()
+    if isinstance(column, FixedColumn):
+        return FixedColumn(column.values.copy(), valid)
+    whole = column.compact()
+    if isinstance(whole, ListColumn):
+        return ListColumn(whole.starts.copy(), whole.ends.copy(), _owned(whole.child), valid)
+    assert isinstance(whole, BytesColumn)
+    data: Any = whole.data.copy() if whole.data.base is not None else whole.data
+    return BytesColumn(whole.starts.copy(), whole.ends.copy(), data, whole.text, valid)
