@@ -16,7 +16,7 @@ from hpcmr.data.batch import Batch, BytesColumn, Column, FixedColumn, ListColumn
 from hpcmr.data.keys import KeyLayout, KeyWords, as_strings, encode_keys, word_count
 from hpcmr.data.partitioning import Partitioned, partition_bits
 from hpcmr.data.schema import Schema
-from hpcmr.errors import JobSpecError
+from hpcmr.errors import ConservationError, JobSpecError
 from hpcmr.ops.contract import Origin, StageContext
 
 ORIGIN = "#origin"
@@ -29,11 +29,16 @@ class KeyedRows:
     """The part of a `KeyedOperator` that keeps rows; what a group becomes is its children's.
 
     A child may combine: `combines` is None (rows are kept as they are), "split" (all rows of a key in a split become one, once
-    the split is over) or "any" (whenever enough rows wait). Splits reach an operator whole: `drain` is called between splits.
+    the split is over; `whole_splits` asks for that) or "any" (whenever enough rows wait).
     """
 
     name = "keyed rows"
     combines: str | None = None
+
+    @property
+    def whole_splits(self) -> bool:
+        """Whether rounds of an exchange must leave splits whole: a fold that was cut in the middle would round differently."""
+        return self.combines == "split"
 
     def __init__(self, keys: tuple[str, ...]) -> None:
         if not keys:
@@ -60,7 +65,8 @@ class KeyedRows:
         self.merged: list[Partitioned] = []
         self.held = 0
         self.split = -1
-        self.rows_in = self.rows_combined = 0
+        self.rows_in = self.rows_out = 0
+        self.combined_in = self.combined_out = 0
 
     # ---- in ------------------------------------------------------------------------------------------------------------
 
@@ -68,6 +74,7 @@ class KeyedRows:
         if self.combines == "split" and origin.split != self.split:
             self._combine_waiting()
         self.split = origin.split
+        self.rows_in += batch.nrows
         rows = owned(self.prepared(batch, origin))
         first = (origin.split << ORIGIN_BITS) + origin.row
         rows.columns[ORIGIN] = FixedColumn(np.arange(first, first + rows.nrows, dtype=np.uint64))
@@ -87,7 +94,7 @@ class KeyedRows:
 
     def _pays(self) -> bool:
         """Step aside where combining did not shrink the rows by a tenth: it is done again, once, when a partition is finished."""
-        return self.rows_in < 1 << 16 or self.rows_combined < 0.9 * self.rows_in
+        return self.combined_in < 1 << 16 or self.combined_out < 0.9 * self.combined_in
 
     def _combine_waiting(self) -> None:
         if not self.waiting:
@@ -98,8 +105,8 @@ class KeyedRows:
             before = sum(b.nbytes for b in self.waiting)
             rows = Batch.concat(self.waiting)
             found = owned(self.combine(rows, *self.groups(rows)))
-            self.rows_in += rows.nrows
-            self.rows_combined += found.nrows
+            self.combined_in += rows.nrows
+            self.combined_out += found.nrows
             self.kept.append(found)
             self._hold(found.nbytes - before)
         self.waiting, self.waiting_nbytes = [], 0
@@ -157,6 +164,7 @@ class KeyedRows:
             return Batch.empty(self.out_schema())
         rows = Batch.concat(found)
         self._hold(-min(self.held, rows.nbytes))
+        self.rows_out += rows.nrows
         return self.finished(rows, *self.groups(rows))
 
     def finished(self, rows: Batch, order: Index, starts: Index) -> Batch:
@@ -169,6 +177,11 @@ class KeyedRows:
     def close(self) -> None:
         self._hold(-self.held)
         self.waiting, self.kept, self.merged = [], [], []
+
+    def check(self, rows_global: int, rows_out_global: int) -> None:
+        """Every row that came in, on any rank, is in exactly one group; where rows are combined on the way only the groups are left to count."""
+        if self.combines is None and rows_global != rows_out_global:
+            raise ConservationError(f"{self.name} took in {rows_global:,} rows and its groups hold {rows_out_global:,}")
 
     def groups(self, rows: Batch) -> tuple[Index, Index]:
         """Rows sorted by key, then origin: ``order``, and ``starts (groups + 1,)`` into it."""

@@ -52,11 +52,8 @@ class Reduce:
 
     def open(self, ctx: OutletContext, schema: Schema) -> None:
         self.fold.bind(schema)
-        self.done = {}
-
-    def compile(self) -> None:
-        """Compile a kernel, or load it from the cache. Raises `KernelError`."""
         self.fold.compile()
+        self.done = {}
 
     def take(self, piece: int, batch: Batch) -> None:
         before, count = self.done.get(piece, (None, 0))

@@ -19,7 +19,7 @@ from hpcmr.data.batch import Batch
 from hpcmr.data.keys import KeyLayout, encode_keys
 from hpcmr.data.partitioning import Partitioned, partition_bits
 from hpcmr.data.python_values import rows_of
-from hpcmr.errors import DataError, FunctionError, JobSpecError
+from hpcmr.errors import DataError, FunctionError, JobSpecError, Refused
 from hpcmr.ops.collect import Collect
 from hpcmr.ops.contract import KeyedOperator, Origin
 from hpcmr.ops.functions import batch_function, kernel_function
@@ -28,6 +28,7 @@ from hpcmr.ops.head import Head
 from hpcmr.ops.outlet import Outlet
 from hpcmr.ops.reduce import Reduce
 from hpcmr.ops.reduce_by_key import ReduceByKey
+from hpcmr.ops.write import Write
 
 Splits = list[list[Batch]]
 
@@ -106,6 +107,8 @@ def run(make: Callable[[], Any], splits: Splits, ranks: int = 1, seal_every: int
             exchange()
     exchange()
     out = [ops[min(r for r in range(ranks) if p < partitions * (r + 1) // ranks)].finish(p) for p in range(partitions)]
+    ops[0].check(sum(op.rows_in for op in ops), sum(op.rows_out for op in ops))
+    assert sum(op.rows_in for op in ops) == sum(b.nrows for s in splits for b in s)
     for op, ctx in zip(ops, contexts, strict=True):
         assert op.pressure() >= 0
         op.close()
@@ -247,7 +250,7 @@ def test_errors_of_folds_and_groups_are_clear() -> None:
     with pytest.raises(JobSpecError, match="no column beside"):
         ReduceByKey(operator.add, "k").bind(Batch.of({"k": [1]}).schema)
     with pytest.raises(JobSpecError, match="did you mean"):
-        GroupRows(("kk",)).bind(Batch.of({"k1": [1], "v": [2]}).schema)
+        GroupRows(("keys",)).bind(Batch.of({"key": [1], "v": [2]}).schema)
     with pytest.raises(JobSpecError, match="'list', 'distinct'"):
         GroupRows(("k",), "lists")
     with pytest.raises(JobSpecError, match="combiner"):
@@ -318,9 +321,11 @@ def run_outlet(make: Callable[[], Any], splits: Splits, ranks: int, backwards: b
     schema = splits[0][0].schema if splits else Batch.of({"x": [1]}).schema
     outlets = [make() for _ in range(ranks)]
     outlets[0].begin(Context())
-    for outlet in outlets:
+    for rank, outlet in enumerate(outlets):
         assert isinstance(outlet, Outlet)
-        outlet.open(Context(), schema)
+        ctx = Context()
+        ctx.rank, ctx.size = rank, ranks
+        outlet.open(ctx, schema)
     order = list(enumerate(splits))
     for piece, batches in order[::-1] if backwards else order:
         outlet = outlets[piece % ranks]
@@ -364,3 +369,28 @@ def test_head_stops_early() -> None:
     assert not head.enough(0)
     head.take(0, Batch.of({"x": [3, 4]}))
     assert head.enough(0) and head.combine([head.local()]).to_pydict() == {"x": [1, 2, 3]}
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_write_publishes_all_rows_in_order_or_nothing(ranks: int, tmp_path: Any) -> None:
+    columns = {"x": list(range(100)), "t": [f"{i}é" for i in range(100)], "l": [[i] * (i % 3) for i in range(100)]}
+    folder = tmp_path / "out"
+    found = run_outlet(lambda: Write(folder), cut(columns, 6), ranks)
+    assert found["path"] == str(folder) and found["rows"] == 100
+    from hpcmr.store.reader import StoredTable
+
+    stored = StoredTable.open(folder)
+    assert Batch.concat(list(stored.batches())).to_pydict() == columns
+    with pytest.raises(Refused, match="there already"):
+        Write(folder).begin(Context())
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_abandoned_write_leaves_nothing(tmp_path: Any) -> None:
+    write = Write(tmp_path / "out")
+    ctx = Context()
+    write.begin(ctx)
+    write.open(ctx, Batch.of({"x": [1]}).schema)
+    write.take(0, Batch.of({"x": [1, 2]}))
+    write.abandon()
+    assert list(tmp_path.iterdir()) == [] and ctx.taken == 0

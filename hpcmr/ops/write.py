@@ -1,0 +1,90 @@
+"""Rows to a published output: ``write_hdf5``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hpcmr.data.batch import Batch
+from hpcmr.data.schema import Schema
+from hpcmr.ops.outlet import OutletContext
+
+if TYPE_CHECKING:
+    from hpcmr.store.manifest import Manifest
+    from hpcmr.store.writer import ShardInfo, TableWriter
+
+
+class Write:
+    """The rows of all pieces, in order, as an output folder that appears at once. An `Outlet`.
+
+    Parameters
+    ----------
+    folder : Path
+    replace : bool
+        Put it in the place of an earlier output; otherwise one that is there is refused before any work.
+
+    Notes
+    -----
+    The result is ``{"path", "rows", "nbytes", "shards"}``. Each rank writes its own shards; rank 0 publishes them.
+    """
+
+    name = "write"
+    root = None
+    ascending = True        # a shard's rows lie in the order in which they came
+
+    def __init__(self, folder: Path, replace: bool = False) -> None:
+        self.folder = Path(folder)
+        self.replace = replace
+        self.writer: TableWriter | None = None
+        self.ctx: OutletContext | None = None
+        self.held = 0
+
+    def fingerprint(self) -> tuple[Any, ...]:
+        """The path counts: the same rows written elsewhere are another output."""
+        return (self.name, str(self.folder))
+
+    def begin(self, ctx: OutletContext) -> None:
+        from hpcmr.store.publish import check_free
+
+        if not self.replace:
+            check_free(self.folder)
+
+    def open(self, ctx: OutletContext, schema: Schema) -> None:
+        from hpcmr.store.writer import TableWriter
+
+        self.ctx, self.schema = ctx, schema
+        self.writer = TableWriter(self.folder, ctx.rank, schema, attempt=ctx.attempt)
+        ctx.take(self.writer.memory_nbytes, "the buffers of the output's columns")
+        self.held = self.writer.memory_nbytes
+
+    def take(self, piece: int, batch: Batch) -> None:
+        assert self.writer is not None
+        self.writer.append(piece, batch)
+
+    def enough(self, piece: int) -> bool:
+        return False
+
+    def local(self) -> list[ShardInfo]:
+        assert self.writer is not None
+        infos = self.writer.close()
+        self._give()
+        return infos
+
+    def combine(self, payloads: list[list[ShardInfo]]) -> dict[str, Any]:
+        from hpcmr.store.publish import publish
+
+        assert self.ctx is not None
+        told = self.ctx.provenance
+        provenance = {"writer": {k: v for k, v in told.items() if k != "inputs"}, "inputs": told.get("inputs", [])}
+        made: Manifest = publish(self.folder, self.schema, [i for p in payloads for i in p], provenance, attempt=self.ctx.attempt, replace=self.replace)
+        return {"path": str(self.folder), "rows": made.rows, "nbytes": made.nbytes, "shards": len(made.shards)}
+
+    def abandon(self) -> None:
+        if self.writer is not None:
+            self.writer.abandon()
+        self._give()
+
+    def _give(self) -> None:
+        if self.ctx is not None and self.held:
+            self.ctx.give(self.held)
+        self.held = 0
