@@ -21,7 +21,7 @@ class Addition(NamedTuple):
     `values` are the new entries; for offsets, the ends counted from the first new entry; for `valid`, None where all are.
     """
 
-    count: int
+    entries: int
     values: NDArray[Any] | None
 
 
@@ -34,9 +34,9 @@ def _encode(column: Column) -> Iterator[Addition]:
     n = len(column)
     valid = None if column.valid is None or bool(column.valid.all()) else column.valid
     if isinstance(column, FixedColumn):
-        yield Addition(n, _fixed(column.values, valid))
+        yield Addition(n, plain_values(column.values, valid))
     else:
-        plain = _without_nulls(column, valid).compact()
+        plain = without_nulls(column, valid).compact()
         ends = plain.ends if n == 0 or int(plain.starts[0]) == 0 else plain.ends - plain.starts[0]
         yield Addition(n, ends)
         if isinstance(plain, BytesColumn):
@@ -47,7 +47,7 @@ def _encode(column: Column) -> Iterator[Addition]:
     yield Addition(n, valid)
 
 
-def _fixed(values: NDArray[Any], valid: Mask | None) -> NDArray[Any]:
+def plain_values(values: NDArray[Any], valid: Mask | None) -> NDArray[Any]:
     out = values.view(np.int64) if values.dtype.kind in "mM" else values
     out = out.astype(out.dtype.newbyteorder("<"), copy=False)
     if valid is None:
@@ -55,7 +55,7 @@ def _fixed(values: NDArray[Any], valid: Mask | None) -> NDArray[Any]:
     return np.where(valid.reshape(-1, *(1,) * (out.ndim - 1)), out, np.zeros(1, out.dtype))
 
 
-def _without_nulls(column: BytesColumn | ListColumn, valid: Mask | None) -> BytesColumn | ListColumn:
+def without_nulls(column: BytesColumn | ListColumn, valid: Mask | None) -> BytesColumn | ListColumn:
     if valid is None:
         return column
     ends: Index = np.where(valid, column.ends, column.starts)

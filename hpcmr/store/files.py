@@ -80,7 +80,7 @@ def write_at(fd: int, parts: Sequence[Any], offset: int, path: Path) -> None:
 
 def read_at(fd: int, out: Bytes, offset: int) -> int:
     """Fill `out` from `offset` on; return the number of bytes got, which is smaller only at the end of the file."""
-    view, got = memoryview(out), 0
+    view, got = memoryview(out.data), 0
     while got < len(view):
         n = os.preadv(fd, [view[got:]], offset + got)
         if n == 0:

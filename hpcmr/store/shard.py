@@ -77,7 +77,7 @@ class Region:
         parts = [self._buffer[:self._buffered], *([] if data is None else [data])]
         files.write_at(fd, parts, self.place + self.written, path)
         for part in parts:
-            self.digest.update(part)
+            self.digest.update(part.data)
             self.written += len(part)
         self._buffered = 0
 
@@ -152,7 +152,7 @@ class ShardWriter:
         if role == "offsets":
             values = values + region.base
             region.base = int(values[-1]) if len(values) else region.base
-        region.count += addition.count
+        region.count += addition.entries
         self._put(region, files.as_bytes(values))
 
     def _add_valid(self, region: Region, addition: Addition) -> None:
@@ -160,9 +160,9 @@ class ShardWriter:
             region.started = True
             for start in range(0, region.count, files.MOVE_NBYTES):
                 self._put(region, np.ones(min(files.MOVE_NBYTES, region.count - start), np.uint8))
-        region.count += addition.count
+        region.count += addition.entries
         if region.started:
-            mask = np.ones(addition.count, np.uint8) if addition.values is None else files.as_bytes(addition.values)
+            mask = np.ones(addition.entries, np.uint8) if addition.values is None else files.as_bytes(addition.values)
             self._put(region, mask)
 
     def _put(self, region: Region, data: files.Bytes) -> None:
@@ -174,8 +174,8 @@ class ShardWriter:
     @staticmethod
     def _nbytes_after(region: Region, addition: Addition) -> int:
         if not region.started:
-            return 0 if addition.values is None else region.count + addition.count
-        return region.nbytes + addition.count * region.spec.item_nbytes
+            return 0 if addition.values is None else region.count + addition.entries
+        return region.nbytes + addition.entries * region.spec.item_nbytes
 
     def _room_nbytes(self, region: Region) -> int:
         """Bytes that the plan gives to an array."""
