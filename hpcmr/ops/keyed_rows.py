@@ -63,6 +63,7 @@ class KeyedRows:
         self.waiting_nbytes = 0
         self.kept: list[Batch] = []
         self.merged: list[Partitioned] = []
+        self.merged_nbytes = 0
         self.held = 0
         self.split = -1
         self.rows_in = self.rows_out = 0
@@ -121,23 +122,24 @@ class KeyedRows:
     # ---- out and in again ----------------------------------------------------------------------------------------------
 
     def pressure(self) -> float:
-        return self.held / max(1, self.held + self.ctx.available()) * 1.25
+        own = self.held - self.merged_nbytes
+        return own / max(1, own + self.ctx.available()) * 1.25
 
     def drain(self) -> None:
         self._combine_waiting()
 
     def seal(self) -> Partitioned:
+        """What was consumed since the last seal. What was merged stays: its partitions are at their owner for the whole stage."""
         self._combine_waiting()
-        rows = [*self.kept, *(p.batch for p in self.merged if p.batch.nrows)]
-        whole = Batch.concat(rows) if rows else self.nothing()
+        whole = Batch.concat(self.kept) if self.kept else self.nothing()
         hashes = encode_keys(whole, self.layout).hashes
         bits = partition_bits(self.ctx.partitions)
         partition = (hashes >> np.uint64(64 - bits)).astype(np.int64) if bits else np.zeros(len(hashes), np.int64)
         starts = np.zeros(self.ctx.partitions + 1, np.int64)
         np.cumsum(np.bincount(partition, minlength=self.ctx.partitions), out=starts[1:])
         part = Partitioned(whole.take(np.argsort(partition, kind="stable")).compact(), starts)
-        self.kept, self.merged = [], []
-        self._hold(-self.held)
+        self.kept = []
+        self._hold(self.merged_nbytes - self.held)
         return part
 
     def nothing(self) -> Batch:
@@ -152,6 +154,7 @@ class KeyedRows:
     def merge(self, part: Partitioned) -> None:
         if part.batch.nrows:
             self.merged.append(part)
+            self.merged_nbytes += part.batch.nbytes
             self._hold(part.batch.nbytes)
 
     # ---- results -------------------------------------------------------------------------------------------------------
@@ -163,7 +166,9 @@ class KeyedRows:
         if not found:
             return Batch.empty(self.out_schema())
         rows = Batch.concat(found)
-        self._hold(-min(self.held, rows.nbytes))
+        given = min(self.merged_nbytes, rows.nbytes)
+        self.merged_nbytes -= given
+        self._hold(-given)
         self.rows_out += rows.nrows
         return self.finished(rows, *self.groups(rows))
 
@@ -176,7 +181,7 @@ class KeyedRows:
 
     def close(self) -> None:
         self._hold(-self.held)
-        self.waiting, self.kept, self.merged = [], [], []
+        self.waiting, self.kept, self.merged, self.merged_nbytes = [], [], [], 0
 
     def check(self, rows_global: int, rows_out_global: int) -> None:
         """Every row that came in, on any rank, is in exactly one group; where rows are combined on the way only the groups are left to count."""
