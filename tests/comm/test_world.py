@@ -151,7 +151,7 @@ def test_a_wait_gives_up_and_names_who_is_missing(world, monkeypatch):
     monkeypatch.setenv("HPCMR_STALL_S", "0.3")
     monkeypatch.setattr("hpcmr.comm.world.HERE_GRACE_S", 0.5)
     if world.rank != world.size - 1:
-        with pytest.raises(HpcmrError, match=rf"no progress in barrier: rank {world.size - 1} did not come"):
+        with pytest.raises(HpcmrError, match=rf"no progress in .*barrier: rank {world.size - 1} did not come"):
             part.barrier()
     monkeypatch.undo()
     world.barrier()
