@@ -1,0 +1,206 @@
+"""Before a stage runs: columns are known, kernels are compiled, and every rank has seen the same sample.
+
+Where a function of the user's does not declare what it returns, it is run on the first rows that reach it, in the order of the
+input, and all ranks take what was found. That order depends on the data alone, and so does the schema.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from hpcmr.comm.collective import to_shared
+from hpcmr.comm.world import World
+from hpcmr.data.batch import Batch
+from hpcmr.data.schema import Schema
+from hpcmr.errors import HpcmrError, JobSpecError
+from hpcmr.ops.contract import Origin, Step
+from hpcmr.run.feed import Feed
+
+SAMPLE_ROWS = 65536
+SAMPLE_PIECES = 4        # in how many pieces a row is looked for
+
+
+class Chain:
+    """The steps of a stage, fused: a batch goes through all of them before the next one is read.
+
+    Attributes
+    ----------
+    schema : Schema
+        What comes out, as far as it is known.
+    missing : int or None
+        The first step whose columns only a sample can tell.
+    """
+
+    def __init__(self, steps: tuple[Step, ...], schema: Schema) -> None:
+        self.steps = steps
+        self.schema = schema
+        self.missing: int | None = None
+        self._bind(0)
+
+    def _bind(self, first: int) -> None:
+        for i in range(first, len(self.steps)):
+            found = self.steps[i].bind(self.schema)
+            if found is None:
+                self.missing = i
+                return
+            self.schema = found
+        self.missing = None
+
+    @property
+    def complete(self) -> bool:
+        return self.missing is None
+
+    def fix(self, schema: Schema) -> None:
+        """Take what the missing step makes, and go on to the next that is missing."""
+        assert self.missing is not None
+        self.steps[self.missing].fix(schema)
+        self.schema = schema
+        self._bind(self.missing + 1)
+
+    def learn(self, batches: Iterable[Batch], piece: int, row: int) -> list[Schema]:
+        """Run rows through until nothing is missing any more or they end; the schemas found, which this rank has fixed already."""
+        found: list[Schema] = []
+        rows = [row] * len(self.steps)
+        for batch in batches:
+            for i, step in enumerate(self.steps):
+                if not batch.nrows:
+                    break
+                origin = Origin(piece, rows[i])
+                rows[i] += batch.nrows
+                if i == self.missing:
+                    schema = step.infer(batch, origin)
+                    if schema is None:
+                        break
+                    self.fix(schema)
+                    found.append(schema)
+                    if self.complete:
+                        return found
+                batch = step.apply(batch, origin)
+        return found
+
+    def forget(self, missing: int, schema: Schema) -> None:
+        """Back to before `learn`: another rank found rows that come before."""
+        self.missing, self.schema = missing, schema
+
+    def through(self, batches: Iterable[Batch], piece: int, row: int) -> Iterator[Batch]:
+        """Rows that come out at the end."""
+        rows = [row] * len(self.steps)
+        for batch in batches:
+            for i, step in enumerate(self.steps):
+                if batch.nrows:
+                    rows[i] += batch.nrows
+                    batch = step.apply(batch, Origin(piece, rows[i] - batch.nrows))
+            if batch.nrows:
+                yield batch
+
+
+class ResultOf:
+    """An operator whose result only a sample can tell (a reducer of the user's), as last step of the chain while columns are looked for."""
+
+    def __init__(self, operator: Any) -> None:
+        self.operator = operator
+        self.name = str(operator.name)
+
+    def fingerprint(self) -> tuple[Any, ...]:
+        return ("result", *self.operator.fingerprint())
+
+    def bind(self, schema: Schema) -> Schema | None:
+        found: Schema | None = self.operator.bind(schema)
+        return found
+
+    def infer(self, sample: Batch, origin: Origin) -> Schema | None:
+        found: Schema | None = self.operator.infer(sample, origin)
+        return found
+
+    def fix(self, schema: Schema) -> None:
+        self.operator.fix(schema)
+
+    def apply(self, batch: Batch, origin: Origin) -> Batch:
+        return batch
+
+
+def infer_columns(world: World, chain: Chain, feed: Feed) -> None:
+    """Find the columns that only a sample can tell, the same on all ranks. Collective: yes.
+
+    Pieces that any rank can read are tried in order: the first by rank 0, then as many at a time as there are ranks. Otherwise
+    each rank looks through its own. The lowest piece with a row wins. Where no row reaches a step, it is taken to make no columns.
+    """
+    start, width = 0, 1
+    left = list(feed.mine)
+    while chain.missing is not None:
+        before, schema = chain.missing, chain.schema
+        tries = [start + world.rank] if feed.dealt and world.rank < width else [] if feed.dealt else left
+        with world.together("find the columns"):
+            piece, found = _learn_first(chain, feed, [p for p in tries if p < feed.count])
+        answers = world.allgather((piece, found))
+        best = min((a for a in answers if a[1]), key=lambda a: a[0], default=None)
+        chain.forget(before, schema)
+        for s in best[1] if best else []:
+            chain.fix(s)
+        if feed.dealt:
+            start, width = (start + width if best is None else best[0] + 1), world.size
+            if start >= feed.count:
+                break
+        elif best is None:
+            break
+        else:
+            left = [p for p in left if p > best[0]]
+    if chain.missing is not None:
+        _assume_nothing(chain)
+
+
+def _learn_first(chain: Chain, feed: Feed, pieces: list[int]) -> tuple[int, list[Schema]]:
+    for piece in pieces:
+        try:
+            found = chain.learn(feed.peek(piece), piece, feed.row(piece))
+        except Exception as error:
+            raise located(error, feed, piece) from error.__cause__
+        if found:
+            return piece, found
+    return -1, []
+
+
+def located(error: BaseException, feed: Feed, piece: int) -> BaseException:
+    """The error with the name of the piece."""
+    shared = to_shared(error)
+    if isinstance(shared, HpcmrError) and shared.split is None:
+        shared.split = feed.where(piece)
+    return shared
+
+
+def _assume_nothing(chain: Chain) -> None:
+    assert chain.missing is not None
+    step = chain.steps[chain.missing]
+    try:
+        while chain.missing is not None:
+            chain.fix(Schema(()))
+    except JobSpecError as error:
+        raise JobSpecError(f"no row reaches {step.name}, so the columns that it makes are not known, and {error}; "
+                           "declare them with out={...}") from error
+
+
+def sample_of(world: World, chain: Chain, feed: Feed) -> Batch | None:
+    """The first rows that come out of the chain on rank 0, at most `SAMPLE_ROWS`; the same on all ranks. Collective: yes.
+
+    Results never depend on it, so that any rows will do: they are looked for in the first few pieces only.
+    """
+
+    def look() -> Batch | None:
+        pieces = range(min(feed.count, SAMPLE_PIECES)) if feed.dealt else feed.mine[:SAMPLE_PIECES]
+        for piece in pieces:
+            try:
+                for batch in chain.through(feed.peek(piece), piece, feed.row(piece)):
+                    return batch.slice(0, SAMPLE_ROWS).compact()
+            except Exception as error:
+                raise located(error, feed, piece) from error.__cause__
+        return None
+
+    return world.on_root(look)
+
+
+def compile_steps(things: Iterable[Any]) -> None:
+    """Compile what has something to compile; through `World.first_on_node`, so that one rank of a node fills the cache."""
+    for thing in things:
+        if hasattr(thing, "compile"):
+            thing.compile()
