@@ -172,7 +172,7 @@ class World:
     # -- errors ----------------------------------------------------------------------------------------------------
 
     @collective
-    def agree(self, error: BaseException | None, what: str = "") -> None:
+    def agree(self, error: BaseException | None, what: str = "", limit_s: float | None = None) -> None:
         """Return if no rank has an error; else raise the same one on all ranks.
 
         Parameters
@@ -181,6 +181,8 @@ class World:
             What went wrong here.
         what : str
             What was being done, for messages about ranks that never came.
+        limit_s : float, optional
+            How long to wait for the other ranks; None: ``HPCMR_STALL_S``.
 
         Raises
         ------
@@ -374,21 +376,21 @@ class MpiWorld(World):
         self.wait(self.comm.Ialltoall(mine, out), "alltoall of counts")
         return out
 
-    def _allreduce(self, array: NDArray[Any], op: str, what: str) -> NDArray[Any]:
+    def _allreduce(self, array: NDArray[Any], op: str, what: str, limit_s: float | None = None) -> NDArray[Any]:
         ops = {"sum": self._mpi.SUM, "min": self._mpi.MIN, "max": self._mpi.MAX}
         mine = np.ascontiguousarray(array)
         out = np.empty_like(mine)
-        self.wait(self.comm.Iallreduce(mine, out, ops[op]), what)
+        self.wait(self.comm.Iallreduce(mine, out, ops[op]), what, limit_s)
         return out
 
     # -- errors ----------------------------------------------------------------------------------------------------
 
     @collective
-    def agree(self, error: BaseException | None, what: str = "") -> None:
+    def agree(self, error: BaseException | None, what: str = "", limit_s: float | None = None) -> None:
         """Return if no rank has an error; else raise the same one on all ranks (see `World.agree`)."""
         step = what or "agree"
         mine = np.array([self.size if error is None else self.rank], np.int64)
-        first = int(self._allreduce(mine, "min", step)[0])
+        first = int(self._allreduce(mine, "min", step, limit_s)[0])
         if first == self.size:
             return
         failed = np.zeros(self.size, np.int64)
