@@ -42,7 +42,7 @@ class ValueTrouble(Exception):
 def row_type(names: tuple[str, ...]) -> Any:
     """Named tuple class of rows with these columns; names that are no identifiers are reached by position."""
     made = namedtuple("Row", names, rename=True)  # type: ignore[misc]
-    made.__reduce__ = lambda row: (_row, (names, tuple(row)))  # type: ignore[method-assign,assignment,misc]
+    made.__reduce__ = lambda row: (_row, (names, tuple(row)))  # type: ignore[method-assign,assignment,misc,arg-type]
     return made
 
 
@@ -293,7 +293,8 @@ def _found(values: list[Any], name: str) -> Column:
     groups = {_group_of(k) for k in kinds}
     if len(groups) > 1:
         first = next(i for i, v in enumerate(values) if v is not None)
-        bad = next(i for i, v in enumerate(values) if v is not None and _group_of(type(v)) != _group_of(type(values[first])))
+        expected = _group(values[first])
+        bad = next(i for i, v in enumerate(values) if v is not None and _group(v) != expected)
         raise ValueTrouble(bad, f"column {name!r} got {describe(values[bad])}, {bad - first} records before it got {describe(values[first])}; "
                                 "the values of a column are of one type")
     group = groups.pop() if groups else "nothing"
@@ -339,6 +340,10 @@ def _dates(values: list[Any], valid: NDArray[np.bool_] | None) -> Column:
     """Dates in their own unit: days, microseconds of `datetime`, or what `numpy.datetime64` values have in common."""
     found = np.array([np.datetime64("NaT") if v is None else np.datetime64(v) for v in values])
     return FixedColumn(found if found.dtype != np.dtype("datetime64") else found.astype("datetime64[ns]"), valid)
+
+
+def _group(value: object) -> str:
+    return _group_of(type(value))
 
 
 def _numbers(values: list[Any], valid: NDArray[np.bool_] | None, name: str) -> Column:

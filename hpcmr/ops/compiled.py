@@ -16,6 +16,8 @@ from hpcmr.data.keys import as_strings
 from hpcmr.data.python_values import ValueTrouble, cast_batch
 from hpcmr.data.schema import ColumnType, Field, Schema
 from hpcmr.errors import FunctionError, Refused
+from hpcmr.kernels.rewrite import FLAG, NO_FIT_SHAPE, ROW, KernelTrouble
+from hpcmr.kernels.rewrite import Column as KernelColumn
 from hpcmr.ops.contract import Origin
 from hpcmr.ops.functions import UserFunction, raised
 
@@ -44,8 +46,6 @@ def _source_line(function: UserFunction, line: int | None) -> str:
 
 def readable(schema: Schema) -> tuple[Any, ...]:
     """Columns of a schema as a kernel sees them; lists cannot be read."""
-    from hpcmr.kernels.emit import Column as KernelColumn
-
     return tuple(KernelColumn(f.name, "bytes" if _is_bytes(f.type) else _kernel_dtype(f.type), f.type.shape)
                  for f in schema if f.type.kind != "list" and not (_is_bytes(f.type) and f.type.shape))
 
@@ -86,7 +86,7 @@ class KernelRunner:
         self.held = Schema(tuple(Field(f.name, ColumnType("bytes") if _is_bytes(f.type) and f.type.is_fixed else f.type) for f in out))
         try:
             self.driver = emit.build(function.fn, readable(schema), _writable(function, out))
-        except emit.KernelTrouble as trouble:
+        except KernelTrouble as trouble:
             refuse(function, trouble.message, trouble.line)
         self.capacity = [SMALLEST] + [SMALLEST * 8 for c in self.driver.outputs if c.is_bytes]
         self.arrays: list[NDArray[Any]] = []
@@ -96,18 +96,16 @@ class KernelRunner:
 
     def run(self, batch: Batch, origin: Origin) -> Batch:
         """What the kernel emits for the batch's rows: columns of `out`, valid until the next call."""
-        from hpcmr.kernels import emit
-
         inputs = self._inputs(batch, origin)
         self.state[:] = 0
         at = 0
         try:
             while (at := self.driver.run(at, batch.nrows, *inputs, *self.arrays, self.state, self.need)) < batch.nrows:
-                if self.state[emit.FLAG]:
-                    self._does_not_fit(int(self.state[emit.FLAG]), origin.row + at)
+                if self.state[FLAG]:
+                    self._does_not_fit(int(self.state[FLAG]), origin.row + at)
                 self._grow()
         except Exception as error:
-            raised(self.function, error, origin.row + int(self.state[emit.ROW]))
+            raised(self.function, error, origin.row + int(self.state[ROW]))
         return self._emitted(origin)
 
     def _inputs(self, batch: Batch, origin: Origin) -> list[NDArray[Any]]:
@@ -163,10 +161,8 @@ class KernelRunner:
             raise self.function.fail(trouble.message, origin.row) from None
 
     def _does_not_fit(self, flag: int, record: int) -> NoReturn:
-        from hpcmr.kernels import emit
-
         f = self.out.fields[flag // 16]
-        if flag % 16 == emit.NO_FIT_SHAPE:
+        if flag % 16 == NO_FIT_SHAPE:
             raise self.function.fail(f"emitted an array of another shape for column {f.name!r}, which is {f.type}", record)
         raise self.function.fail(f"emitted an integer for column {f.name!r} that does not fit in {f.type}", record)
 
@@ -185,20 +181,18 @@ class KernelFold:
         self.dtype = _kernel_dtype(kind)
         try:
             self.driver = emit.build_fold(function.fn, self.dtype)
-        except emit.KernelTrouble as trouble:
+        except KernelTrouble as trouble:
             refuse(function, trouble.message, trouble.line)
 
     def run(self, values: NDArray[Any], order: NDArray[np.int64], starts: NDArray[np.int64], record: int | None) -> NDArray[Any]:
         """``f(...f(f(v0, v1), v2)...)`` of each group: rows ``order[starts[g]:starts[g + 1]]`` in that order."""
-        from hpcmr.kernels import emit
-
         out = np.empty(len(starts) - 1, self.dtype)
         state = np.zeros(4, np.int64)
         try:
             self.driver.run(order, starts, np.require(values, self.dtype, ["C", "A"]), out, np.empty(1, self.dtype), state)
         except Exception as error:
-            raised(self.function, error, None if record is None else record + int(state[emit.ROW]))
-        if state[emit.FLAG]:
+            raised(self.function, error, None if record is None else record + int(state[ROW]))
+        if state[FLAG]:
             raise self.function.fail(f"gave an integer that does not fit in {self.kind}, the type of column {self.name!r}",
-                                     None if record is None else record + int(state[emit.ROW]))
+                                     None if record is None else record + int(state[ROW]))
         return out.astype(self.kind.np_dtype, copy=False)

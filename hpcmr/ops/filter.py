@@ -69,7 +69,8 @@ class Filter:
         assert self.runner is not None
         found = self.runner.run(batch, origin)
         if found.nrows != batch.nrows:
-            raise self.function.fail(f"emitted {found.nrows:,} times for {batch.nrows:,} rows; a predicate kernel is f(row) and returns a bool", origin.row)
+            raise self.function.fail(f"emitted {found.nrows:,} times for {batch.nrows:,} rows; a predicate kernel is f(row) and returns a bool",
+                                     origin.row)
         keep = found["keep"]
         assert isinstance(keep, FixedColumn)
         return keep.values

@@ -33,7 +33,8 @@ class Fold:
     def __init__(self, function: Callable[..., Any] | UserFunction) -> None:
         self.function = plain_function(function)
         if self.function.kind == "batch":
-            raise JobSpecError(f"{self.function.label}: a fold f(a, b) is a plain function or a kernel; for columns at a time use group_by(...).agg(...)")
+            raise JobSpecError(f"{self.function.label}: a fold f(a, b) is a plain function or a kernel; "
+                               "for columns at a time use group_by(...).agg(...)")
         self.kernel: KernelFold | None = None
         self.schema: Schema | None = None
 

@@ -260,8 +260,8 @@ def map_batch(function: UserFunction, batch: Batch, origin: Origin, schema: Sche
     columns = _returned_columns(function, run_batch(function, batch, origin), origin)
     lengths = {n: len(c) for n, c in columns.items()}
     if same_rows and set(lengths.values()) != {batch.nrows}:
-        raise function.fail(f"returned {_lengths(lengths)} for a batch of {batch.nrows:,} rows; map returns one row per row, flat_map and filter may change "
-                            "their number", origin.row)
+        raise function.fail(f"returned {_lengths(lengths)} for a batch of {batch.nrows:,} rows; map returns one row per row, "
+                            "flat_map and filter may change their number", origin.row)
     if len(set(lengths.values())) > 1:
         raise function.fail(f"returned columns of unequal length: {_lengths(lengths)}", origin.row)
     try:

@@ -55,7 +55,8 @@ class ReduceByKey(KeyedRows):
     def bind(self, schema: Schema) -> Schema:
         values = self.bind_rows(schema)
         if not len(values):
-            raise JobSpecError(f"reduce_by_key: there is no column beside {', '.join(self.keys)} to fold; add one, or count with group_by(...).agg(...)")
+            raise JobSpecError(f"reduce_by_key: there is no column beside {', '.join(self.keys)} to fold; "
+                               "add one, or count with group_by(...).agg(...)")
         if self.out is not None:
             if set(self.out.names) != set(values.names):
                 raise JobSpecError(f"reduce_by_key: out= declares {', '.join(self.out.names)}, the values are {', '.join(values.names)}")

@@ -50,7 +50,8 @@ class WithColumns:
         return next((n for n in found if n is not None), None)
 
     def fingerprint(self) -> tuple[Any, ...]:
-        return (self.name, tuple((n, self.functions[n].fingerprint() if n in self.functions else (type(v).__name__, repr(v))) for n, v in self.given.items()))
+        return (self.name, tuple((n, self.functions[n].fingerprint() if n in self.functions else (type(v).__name__, repr(v)))
+                                 for n, v in self.given.items()))
 
     def bind(self, schema: Schema) -> Schema | None:
         self.schema_in, self.runners = schema, {}
@@ -58,7 +59,8 @@ class WithColumns:
         for name, function in self.functions.items():
             if function.out is not None:
                 if len(function.out) != 1:
-                    raise JobSpecError(f"with_columns: {function.label} makes column {name!r} and declares {len(function.out)} columns in out=; declare one")
+                    raise JobSpecError(f"with_columns: {function.label} makes column {name!r} and declares {len(function.out)} columns in out=; "
+                                       "declare one")
                 self.types[name] = function.out.fields[0].type
             elif function.kind == "kernel":
                 refuse(function, f"it does not say what it makes; write @hpcmr.kernel(out={{{name!r}: 'float64'}})")
@@ -113,7 +115,8 @@ class WithColumns:
         self.compile()
         found = self.runners[name].run(batch, origin)
         if found.nrows != batch.nrows:
-            raise function.fail(f"emitted {found.nrows:,} values for {batch.nrows:,} rows; a kernel of with_columns is f(row) and returns one", origin.row)
+            raise function.fail(f"emitted {found.nrows:,} values for {batch.nrows:,} rows; a kernel of with_columns is f(row) and returns one",
+                                origin.row)
         return next(iter(found.columns.values()))
 
 

@@ -76,7 +76,8 @@ class Write:
         assert self.ctx is not None
         told = self.ctx.provenance
         provenance = {"writer": {k: v for k, v in told.items() if k != "inputs"}, "inputs": told.get("inputs", [])}
-        made: Manifest = publish(self.folder, self.schema, [i for p in payloads for i in p], provenance, attempt=self.ctx.attempt, replace=self.replace)
+        infos = [i for p in payloads for i in p]
+        made: Manifest = publish(self.folder, self.schema, infos, provenance, attempt=self.ctx.attempt, replace=self.replace)
         return {"path": str(self.folder), "rows": made.rows, "nbytes": made.nbytes, "shards": len(made.shards)}
 
     def abandon(self) -> None:

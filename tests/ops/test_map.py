@@ -130,7 +130,7 @@ def test_the_line_that_cannot_be_compiled_is_named() -> None:
     def kernel(row, emit):
         k = row.k
         name = k.nonsense
-        emit(k, 1.0)
+        emit(k, 1.0 * name)
 
     step = Map(kernel_function(kernel, {"k": "int64", "v": "float64"}))
     step.bind(particles().schema)
@@ -205,13 +205,15 @@ def test_what_is_returned_becomes_columns_and_comes_back(returned: Any, columns:
     out = run(Map(lambda r: returned), Batch.of({"x": [1, 2]}))
     assert out.to_pydict() == columns
     back = rows_of(out)[0]
-    assert (back._asdict() if isinstance(returned, dict) and hasattr(back, "_asdict") else back) in (returned, *(returned.values() if isinstance(returned, dict) else ()))
+    if isinstance(returned, dict):
+        back = back._asdict() if hasattr(back, "_asdict") else {next(iter(returned)): back}
+    assert back == returned
 
 
-scalars = st.one_of(st.integers(-2 ** 63, 2 ** 63 - 1), st.floats(allow_nan=False), st.text(st.characters(codec="utf-8")), st.binary(), st.booleans())
+scalars = [st.integers(-2 ** 63, 2 ** 63 - 1), st.floats(allow_nan=False), st.text(st.characters(codec="utf-8")), st.binary(), st.booleans()]
 
 
-@given(st.sampled_from([st.integers(-2 ** 63, 2 ** 63 - 1), st.floats(allow_nan=False), st.text(st.characters(codec="utf-8")), st.binary(), st.booleans()])
+@given(st.sampled_from(scalars)
        .flatmap(lambda s: st.sampled_from([s, st.lists(s, min_size=1), st.tuples(s, s), st.tuples(s, st.lists(st.tuples(s, s), min_size=1)),
                                            st.fixed_dictionaries({"a": s, "b": st.tuples(s)})]))
        .flatmap(lambda s: st.lists(s, min_size=1, max_size=8)))
@@ -249,7 +251,7 @@ def test_the_users_traceback_is_kept_without_ours() -> None:
 
 
 def test_two_types_of_one_key_are_named_with_the_record() -> None:
-    with pytest.raises(FunctionError, match=r"column 'key' got a float \(2.5\).*an int|an int \(1\).*a str|a str \('s'\), 2 records before it got an int \(0\)") as caught:
+    with pytest.raises(FunctionError, match=r"column 'key' got a str \('s'\), 2 records before it got an int \(0\)") as caught:
         run(Map(lambda r: (r.k if r.k < 2 else "s", 1)), particles())
     assert caught.value.record == 102
 
@@ -368,8 +370,8 @@ def test_select_drop_and_their_errors() -> None:
 
 
 def test_with_columns_in_three_speeds_and_constants() -> None:
-    out = run(WithColumns({"x": lambda r: r.x * 2, "b": batch_function(lambda c: c["x"] + 1), "c": kernel_function(lambda row: row.k + 1, {"c": "int32"}),
-                           "run": 42, "tag": "t"}), particles())
+    out = run(WithColumns({"x": lambda r: r.x * 2, "b": batch_function(lambda c: c["x"] + 1),
+                           "c": kernel_function(lambda row: row.k + 1, {"c": "int32"}), "run": 42, "tag": "t"}), particles())
     assert out.names == ("k", "x", "pos", "name", "b", "c", "run", "tag")
     x = particles()["x"].to_list()
     assert out["x"].to_list() == [v * 2 for v in x] and out["b"].to_list() == [v + 1 for v in x]
