@@ -343,7 +343,7 @@ def _dates(values: list[Any], valid: NDArray[np.bool_] | None) -> Column:
 
 
 def _group(value: object) -> str:
-    return _group_of(type(value))
+    return _group_of(type(value))  # type: ignore[arg-type]
 
 
 def _numbers(values: list[Any], valid: NDArray[np.bool_] | None, name: str) -> Column:
