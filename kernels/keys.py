@@ -65,6 +65,13 @@ def load_be(data, at, count, limit):
 
 
 @helper
+def leading(x, count):
+    """The first `count` bytes (0 to 8) of a big-endian word, without a branch."""
+    half = U(4 * count)
+    return x & ~((~U(0) >> half) >> half)
+
+
+@helper
 def string_hash(data, a, b, limit):
     h = U(b - a)
     for at in range(a, b, 8):

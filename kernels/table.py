@@ -7,12 +7,10 @@ size: 36 million rows/s at 0.48, 63 at 0.24 (a million keys), so growing starts 
 
 from __future__ import annotations
 
-import numpy as np
-
 from hpcmr.kernels.accumulate import MICRO, apply_program
-from hpcmr.kernels.bits import I, U, peek64, prefetch
+from hpcmr.kernels.bits import I, U, bswap, load8, peek64, prefetch
 from hpcmr.kernels.jit import kernel
-from hpcmr.kernels.keys import LONG, fold
+from hpcmr.kernels.keys import INLINE_NBYTES, LONG, fold, leading, load_be
 
 _STATE = "uint64[::1], float64[::1], int64, int64, int64, int64[::1], uint64[::1], int64[:, ::1], int64[:, ::1], int64[::1], int64, uint64"
 _SCRATCH = "int64[::1], int64[::1], int64[::1], float64[::1], int64[::1], int64[::1], uint8[::1]"
@@ -105,6 +103,74 @@ def consume_many(words, hashes, K, start, n, T, F, R, shift, limit, count, init,
     return n
 
 
+@kernel(f"int64(Array(int64, 1, 'A', readonly=True), Array(int64, 1, 'A', readonly=True), Array(uint8, 1, 'C', readonly=True), uint64[::1], int64, int64, {_STATE}, {_SCRATCH})")
+def consume_strings(starts, ends, data, words, start, n, T, F, R, shift, limit, count, init, program, wide, used, room, origin, js, jm, so, sv,
+                    long_starts, long_ends, long_data):
+    """As `consume_one`, for keys of one string each, encoded on the way in `words` (3 * MICRO).
+
+    Encoding a whole batch first would leave the second-level cache. Stops also before a step that has a string of over 23 bytes;
+    count[1] is 1 then.
+    """
+    end = T.size - R
+    groups = count[0]
+    count[1] = 0
+    size = data.size
+    for b in range(start, n, MICRO):
+        m = min(MICRO, n - b)
+        if groups + m > limit or used[0] + room > wide.shape[0]:
+            count[0] = groups
+            return b
+        longest = I(0)
+        for i in range(m):
+            a = starts[b + i]
+            c = ends[b + i] - a
+            longest = max(longest, c)
+            if a + 24 <= size:
+                w0 = leading(bswap(load8(data, a)), min(c, 8))
+                w1 = leading(bswap(load8(data, a + 8)), min(max(c - 8, 0), 8))
+                w2 = leading(bswap(load8(data, a + 16)), min(max(c - 16, 0), 7)) | U(c)
+            else:
+                w0 = load_be(data, a, c, size)
+                w1 = load_be(data, a + 8, c - 8, size)
+                w2 = load_be(data, a + 16, min(c - 16, 7), size) | U(c)
+            words[3 * i] = w0
+            words[3 * i + 1] = w1
+            words[3 * i + 2] = w2
+            j = I(fold(fold(fold(U(0), w0), w1), w2) >> U(shift)) * R
+            js[i] = j
+            prefetch(T, j)
+        if longest > INLINE_NBYTES:
+            count[0] = groups
+            count[1] = 1
+            return b
+        for i in range(m):
+            o = js[i]
+            w0 = words[3 * i]
+            w1 = words[3 * i + 1]
+            w2 = words[3 * i + 2]
+            while True:
+                rows = T[o + 3]
+                if T[o] == w0 and T[o + 1] == w1 and T[o + 2] == w2 and rows != U(0):
+                    T[o + 3] = rows + U(1)
+                    break
+                if rows == U(0):
+                    T[o] = w0
+                    T[o + 1] = w1
+                    T[o + 2] = w2
+                    T[o + 3] = U(1)
+                    for q in range(4, R):
+                        T[o + q] = init[q]
+                    groups += 1
+                    break
+                o += R
+                if o == end:
+                    o = 0
+            js[i] = o
+        apply_program(T, F, js, m, b, program, wide, used, origin, end, jm, so, sv, long_starts, long_ends, long_data)
+    count[0] = groups
+    return n
+
+
 @kernel("int64(uint64[::1], int64, int64, int64[::1])")
 def list_groups(T, R, K, places):
     """Word offsets of the groups of a table, in table order."""
@@ -148,9 +214,9 @@ def rehash(T, places, n, hashes, T2, R, K, shift):
                 T2[o + q] = T[s + q]
 
 
-@kernel("void(uint64[::1], int64[::1], int64, uint64[::1], int64, int64, int64[::1], uint64[:, ::1], int64[::1])")
-def pack_groups(T, places, n, hashes, bits, S, starts, out, order):
-    """The first S words of each group to `out`, in partition order. starts: partitions + 1, zero on entry; order[i]: row of group i."""
+@kernel("void(uint64[::1], int64[::1], int64, uint64[::1], int64, int64, int64[::1], uint64[:, ::1])")
+def pack_groups(T, places, n, hashes, bits, S, starts, out):
+    """The first S words of each group to `out`, in partition order. starts: partitions + 1, zero on entry."""
     for i in range(n):
         p = I(hashes[i] >> U(64 - bits)) if bits else I(0)
         starts[p + 1] += 1
@@ -160,7 +226,6 @@ def pack_groups(T, places, n, hashes, bits, S, starts, out, order):
         p = I(hashes[i] >> U(64 - bits)) if bits else I(0)
         starts[p + 1] -= 1
         q = starts[p + 1]
-        order[i] = q
         s = places[i]
         for w in range(S):
             out[q, w] = T[s + w]
@@ -168,16 +233,3 @@ def pack_groups(T, places, n, hashes, bits, S, starts, out, order):
     for p in range(starts.size - 1):
         starts[p] = starts[p + 1]
     starts[starts.size - 1] = n
-
-
-@kernel("int64(uint64[::1], int64)")
-def distinct_hashes(hashes, bits):
-    """Linear counting: bits set when each hash sets one of 2**bits (Whang et al., 1990)."""
-    seen = np.zeros(1 << bits, np.bool_)
-    count = 0
-    for i in range(hashes.size):
-        j = I(hashes[i] >> U(64 - bits))
-        if not seen[j]:
-            seen[j] = True
-            count += 1
-    return count

@@ -14,6 +14,7 @@ from hpcmr.errors import DataError, JobSpecError
 
 Words = NDArray[np.uint64]
 STRING_WORDS = 3
+INLINE_NBYTES = 23
 
 
 @dataclass(frozen=True)
@@ -170,7 +171,7 @@ class LongStrings:
         from hpcmr.kernels.keys import intern_strings
 
         lengths = strings.ends - strings.starts
-        lengths = lengths[lengths > 23]
+        lengths = lengths[lengths > INLINE_NBYTES]
         self._reserve(len(lengths), int(lengths.sum()))
         self.count = intern_strings(strings.starts, strings.ends, np.ascontiguousarray(strings.data), words, width, at, self.slots, self.starts,
                                     self.ends, self.hashes, self.data, self.count, self.used)

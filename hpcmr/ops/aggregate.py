@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpcmr.data.batch import Batch, BytesColumn, FixedColumn
-from hpcmr.data.keys import KeyLayout, KeyWords, as_strings, as_words, decode_key, encode_keys, word_count
+from hpcmr.data.keys import INLINE_NBYTES, KeyLayout, KeyWords, as_strings, as_words, decode_key, encode_keys, word_count
 from hpcmr.data.partitioning import PARTITION_NBYTES, Partitioned
 from hpcmr.data.schema import Field, Schema
 from hpcmr.errors import ConservationError, JobSpecError
@@ -25,7 +25,7 @@ from hpcmr.ops.accumulators import Agg, compile_program
 from hpcmr.ops.contract import Origin, StageContext
 from hpcmr.ops.finals import Final, States, final_of, result_field
 from hpcmr.ops.rows import BucketRows, ChunkRows, RawInput
-from hpcmr.ops.table import GroupTable, Rows
+from hpcmr.ops.table import GroupTable, Rows, StringCounts
 
 ORIGIN_BITS = 40
 RADIX_KEYS_MIN = 100_000
@@ -71,7 +71,8 @@ class Aggregate:
 
     def open(self, ctx: StageContext, estimate: Batch | None) -> None:
         self.ctx = ctx
-        self.table = GroupTable(self.layout, self.program)
+        counting = len(self.keys) == 1 and self.layout.width == 3 and not self.program.size
+        self.table = (StringCounts if counting else GroupTable)(self.layout, self.program)
         self.held = self.table.nbytes
         ctx.take(self.held, "the hash table of group_by")
         self.array = self.program.array(self.layout.width + 1)
@@ -136,8 +137,11 @@ class Aggregate:
         """Keys to words, values to 64 bits, and through the table."""
         keep = [self._fill(batch)]
         first = self.keys[0]
+        column = batch[first]
+        if len(self.keys) == 1 and column.valid is None and isinstance(column, BytesColumn) and _mostly_short(column):
+            self.table.add(Rows(batch.nrows, strings=column), self.array, self._origin(origin))
+            return
         if self.layout.width == 1:
-            column = batch[first]
             if column.valid is None and isinstance(column, FixedColumn) and column.values.dtype.kind in "iub" and column.values.dtype.itemsize == 8:
                 letter, values = as_words(np.ascontiguousarray(column.values))
                 keep.append(values)
@@ -271,6 +275,11 @@ class Aggregate:
             raise ConservationError(f"group_by took in {rows_global:,} rows and its groups count {rows_out_global:,}")
 
 
+def _mostly_short(strings: BytesColumn) -> bool:
+    """At most one string in a thousand is longer than what a key holds in place."""
+    return int(np.count_nonzero(strings.ends - strings.starts > INLINE_NBYTES)) * 1000 <= len(strings)
+
+
 def _larger(old: KeyWords | None, new: KeyWords) -> KeyWords:
     if old is None or len(old.hashes) < len(new.hashes):
         return new
@@ -280,16 +289,11 @@ def _larger(old: KeyWords | None, new: KeyWords) -> KeyWords:
 def distinct_keys(hashes: NDArray[np.uint64]) -> float:
     """Keys that there are in all, if they are drawn evenly: from the repeats in a sample.
 
-    n draws from D keys show D (1 - exp(-n / D)) different ones; solved for D by bisection.
+    n draws from D keys show about D (1 - exp(-n / D)) different ones; solved for D by bisection.
     """
-    from hpcmr.kernels.table import distinct_hashes
-
     n = len(hashes)
-    bits = min(26, max(10, (16 * n - 1).bit_length()))
-    size = float(1 << bits)
-    seen = distinct_hashes(hashes, bits)
-    seen = -size * np.log1p(-min(seen, size - 1) / size)           # what fell together by chance
-    if seen >= n * 0.99999:
+    seen = float(len(np.unique(hashes)))
+    if seen >= n - 1:
         return float(n) * n
     low, high = 1.0, float(n) * n
     for _ in range(60):

@@ -35,7 +35,7 @@ def aligned_zeros(words: int) -> NDArray[np.uint64]:
 
 @dataclass
 class Rows:
-    """Rows on their way into the table: keys either as one word read from memory, or as encoded words."""
+    """Rows on their way into the table: keys as one word read from memory, as encoded words, or as strings to be encoded on the way."""
 
     count: int
     key_address: int = 0
@@ -43,6 +43,7 @@ class Rows:
     key_xor: int = 0
     words: NDArray[np.uint64] | None = None
     hashes: NDArray[np.uint64] | None = None
+    strings: BytesColumn | None = None
 
 
 class GroupTable:
@@ -70,7 +71,8 @@ class GroupTable:
         self.wide = np.zeros((2 * self.room if program.sum_places else self.room, DIGITS), np.int64)
         self.wide_used = np.zeros(1, np.int64)
         self.long = LongStrings()
-        self.groups = np.zeros(1, np.int64)
+        self.groups = np.zeros(3, np.int64)
+        self.encoded = np.empty(4 * MICRO, np.uint64)
         self.js, self.jm, self.so = (np.empty(MICRO, np.int64) for _ in range(3))
         self.sv = np.empty(MICRO)
         self._allocate(bits)
@@ -96,20 +98,48 @@ class GroupTable:
 
     def add(self, rows: Rows, program: NDArray[np.int64], origin: int) -> None:
         """Add rows to their groups; `program` has its addresses filled in."""
+        reached = 0
+        while reached < rows.count:
+            reached = self._run(rows, program, np.uint64(origin), reached)
+            if reached < rows.count and self.groups[1] == 1:
+                reached = self._step_with_long(rows, program, np.uint64(origin), reached)
+            elif reached < rows.count:
+                self.make_room()
+
+    def _run(self, rows: Rows, program: NDArray[np.int64], origin: np.uint64, reached: int) -> int:
         from hpcmr.kernels import table as k
 
-        reached = 0
-        origin64 = np.uint64(origin)
-        while reached < rows.count:
-            common = (self.T, self.F, self.stride, 64 - self.bits, load_limit(self.bits), self.groups, self.init, program, self.wide, self.wide_used,
-                      self.room, origin64, self.js, self.jm, self.so, self.sv, self.long.starts, self.long.ends, self.long.data)
-            if rows.words is None:
-                reached = k.consume_one(rows.key_address, rows.key_stride, np.uint64(rows.key_xor), reached, rows.count, *common)
-            else:
-                assert rows.hashes is not None
-                reached = k.consume_many(rows.words.reshape(-1), rows.hashes, self.K, reached, rows.count, *common)
-            if reached < rows.count:
+        common = (self.T, self.F, self.stride, 64 - self.bits, load_limit(self.bits), self.groups, self.init, program, self.wide, self.wide_used,
+                  self.room, origin, self.js, self.jm, self.so, self.sv, self.long.starts, self.long.ends, self.long.data)
+        if rows.strings is not None:
+            return self._run_strings(rows.strings, common, reached)
+        if rows.words is not None:
+            assert rows.hashes is not None
+            return int(k.consume_many(rows.words.reshape(-1), rows.hashes, self.K, reached, rows.count, *common))
+        return int(k.consume_one(rows.key_address, rows.key_stride, np.uint64(rows.key_xor), reached, rows.count, *common))
+
+    def _run_strings(self, strings: BytesColumn, common: tuple[Any, ...], reached: int) -> int:
+        from hpcmr.kernels import table as k
+
+        return int(k.consume_strings(strings.starts, strings.ends, strings.data, self.encoded, reached, len(strings), *common))
+
+    def _step_with_long(self, rows: Rows, program: NDArray[np.int64], origin: np.uint64, reached: int) -> int:
+        """The few rows of a step that holds a long string: encoded, interned, and added at their place in the batch."""
+        from hpcmr.kernels.accumulate import MICRO
+        from hpcmr.kernels.keys import encode_strings
+
+        assert rows.strings is not None
+        stop = min(reached + MICRO, rows.count)
+        words, hashes = np.zeros((stop, 3), np.uint64), np.zeros(stop, np.uint64)
+        some = rows.strings.slice(reached, stop)
+        encode_strings(some.starts, some.ends, some.data, words[reached:].reshape(-1), 3, 0, hashes[reached:])
+        self.long.intern(some, words[reached:].reshape(-1), 3, 0)
+        encoded = Rows(stop, words=words, hashes=hashes)
+        while reached < stop:
+            reached = self._run(encoded, program, origin, reached)
+            if reached < stop:
                 self.make_room()
+        return stop
 
     def make_room(self) -> None:
         """Grow what stopped the last `add`."""
@@ -139,14 +169,18 @@ class GroupTable:
         hash_groups(self.T, places, n, self.layout.string_ends, self.long.hashes, hashes)
         return places, hashes
 
+    def _everything(self) -> tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.uint64]]:
+        """All groups: an array that holds them, their places in it, their hashes."""
+        return self.T, *self._list()
+
     def seal(self, partitions: int) -> Partitioned:
         """Take all groups out as rows of words in partition order, with what they point at; the table is empty and small afterwards."""
         from hpcmr.kernels.table import pack_groups
 
-        places, hashes = self._list()
+        T, places, hashes = self._everything()
         n = len(places)
         starts, rows = np.zeros(partitions + 1, np.int64), np.empty((n, self.words), np.uint64)
-        pack_groups(self.T, places, n, hashes, partition_bits(partitions), self.words, starts, rows, np.empty(n, np.int64))
+        pack_groups(T, places, n, hashes, partition_bits(partitions), self.words, starts, rows)
         columns: dict[str, Any] = {"state": FixedColumn(rows)}
         if len(self.string_places) or len(self.sum_places):
             columns["extra"] = self._extra(rows)
@@ -185,3 +219,53 @@ class GroupTable:
         self.wide_used[0] = read_extra(rows, strings, sums, np.ascontiguousarray(extra.starts), data, starts, ends, self.wide, int(self.wide_used[0]))
         for i, place in enumerate(strings.tolist()):
             self.long.intern(BytesColumn(starts[i], ends[i], data, False), rows.reshape(-1), rows.shape[1], place - 2)
+
+
+class StringCounts(GroupTable):
+    """Groups of one string that are only counted: strings of up to seven bytes lie in a table of their own."""
+
+    def _allocate(self, bits: int) -> None:
+        super()._allocate(bits)
+        if not hasattr(self, "short"):
+            self._allocate_short(BITS_MIN)
+
+    def _allocate_short(self, bits: int) -> None:
+        self.short_bits = bits
+        self.short = aligned_zeros(2 * (1 << bits) + 2)
+
+    @property
+    def nbytes(self) -> int:
+        return super().nbytes + int(self.short.nbytes)
+
+    def _run_strings(self, strings: BytesColumn, common: tuple[Any, ...], reached: int) -> int:
+        from hpcmr.kernels.count_strings import count_strings
+
+        return int(count_strings(strings.starts, strings.ends, strings.data, self.encoded, self.js, self.jm, reached, len(strings), self.short,
+                                 64 - self.short_bits, load_limit(self.short_bits), self.T, 64 - self.bits, load_limit(self.bits), self.groups))
+
+    def make_room(self) -> None:
+        from hpcmr.kernels.count_strings import SHORT_FULL, grow_short
+
+        if self.groups[1] != SHORT_FULL:
+            return super().make_room()
+        old = self.short
+        self._allocate_short(self.short_bits + (2 if self.short_bits < 20 else 1))
+        grow_short(old, self.short, 64 - self.short_bits)
+
+    def _everything(self) -> tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.uint64]]:
+        from hpcmr.kernels.count_strings import widen_short
+        from hpcmr.kernels.table import hash_groups
+
+        T, places, hashes = super()._everything()
+        n = int(self.groups[2])
+        both = np.empty(4 * (n + len(places)), np.uint64)
+        widen_short(self.short, both)
+        both[4 * n:].reshape(-1, 4)[:] = T[:len(T) - 4].reshape(-1, 4)[places // 4]
+        places = np.arange(0, len(both), 4, dtype=np.int64)
+        short_hashes = np.empty(n, np.uint64)
+        hash_groups(both, places, n, self.layout.string_ends, self.long.hashes, short_hashes)
+        return both, places, np.concatenate([short_hashes, hashes])
+
+    def reset(self) -> None:
+        self._allocate_short(BITS_MIN)
+        super().reset()

@@ -236,3 +236,22 @@ def test_no_rows():
     op.merge(op.seal())
     out = op.finish(0)
     assert out.nrows == 0 and out.schema == schema and isinstance(schema, Schema)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.binary(max_size=30), min_size=1, max_size=400), st.integers(1, 2))
+def test_counting_strings(words, ranks):
+    words = words + [b"the", b"", b"a\0", b"a", b"x" * 7, b"x" * 8, b"x" * 23, b"x" * 24] * 2
+    batch = Batch.of({"w": words})
+    out = run([batch.slice(i, i + 150) for i in range(0, len(words), 150)], ("w",), [Agg("count", None, "n")], seal_each=True, ranks=ranks)
+    assert dict(zip(out["w"], out["n"], strict=True)) == {w: words.count(w) for w in words}
+    assert len(out["w"]) == len(set(words))
+
+
+def test_counting_many_strings_grows_both_tables():
+    rng = np.random.default_rng(2)
+    words = [b"%x" % x for x in rng.integers(0, 1 << rng.integers(1, 60, 60000), 60000).tolist()]
+    out = run([Batch.of({"w": words})], ("w",), [Agg("count", None, "n")])
+    from collections import Counter
+
+    assert dict(zip(out["w"], out["n"], strict=True)) == Counter(words)
