@@ -100,13 +100,11 @@ def from_arrays(comm: MPI.Comm | None, columns: Mapping[str, Any]) -> Table:
 
     Notes
     -----
-    Collective: yes, every rank of `comm` must call it.
+    Collective: no, but every rank of `comm` calls it, as it calls the actions.
     """
-    from hpcmr.comm.world import World
     from hpcmr.io.arrays import ArraySource
 
-    world = World.of(comm)
-    return Table(Read(f"from_arrays({', '.join(columns)})", _where(), ArraySource(world, columns)), comm)
+    return Table(Read(f"from_arrays({', '.join(columns)})", _where(), ArraySource(columns)), comm)
 
 
 class Table:
@@ -120,6 +118,13 @@ class Table:
     def __init__(self, node: Node, comm: MPI.Comm | None = None) -> None:
         self._node = node
         self._comm = comm
+
+    @classmethod
+    def from_stored(cls, path: str | os.PathLike[str]) -> Table:
+        """The rows of an output of this package; see `hpcmr.open`."""
+        from hpcmr.store.source import StoredSource
+
+        return cls(Read(f"open({os.fspath(path)!r})", _where(), StoredSource(path)))
 
     # ---- operations --------------------------------------------------------------------------------------------------
 
@@ -227,10 +232,14 @@ class Table:
         -----
         Collective: yes, every rank must call it, with the same path. Cost: the rows once, through bounded memory.
         """
-        if not self._told(f"write_hdf5({os.fspath(path)!r})", has_result=False):
-            from hpcmr.ops.write import Write
+        if self._told(f"write_hdf5({os.fspath(path)!r})", has_result=False):
+            return
+        from hpcmr.api.publish import Publish
+        from hpcmr.ops.write import Write
 
-            self._session().execute(self._node, Write(Path(path)))
+        session = self._session()
+        outlet = Publish(Path(path), self._node, session.fresh) if session.command_line else Write(Path(path))
+        session.outputs.append(session.execute(self._node, outlet))
 
     def collect(self, *, root: int | None = None) -> Result | None:
         """All rows, in memory, on every rank; with `root` on that rank only, and None on the others.

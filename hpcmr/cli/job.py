@@ -7,7 +7,24 @@ leaves with the same exit code.
 from __future__ import annotations
 
 import argparse
-from typing import Any
+import faulthandler
+import logging
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hpcmr.errors import EXIT_DONE, EXIT_FAILED, HpcmrError
+
+if TYPE_CHECKING:
+    from hpcmr.api.context import JobContext
+    from hpcmr.api.jobfile import JobFile
+    from hpcmr.comm.world import World
+    from hpcmr.run.session import Session
+
+FINALIZE_LIMIT_S = 20.0
 
 EPILOG = """\
 SPEC is a .toml job file or a .py file that defines job(ctx); without it ./job.toml, else ./job.py.
@@ -35,9 +52,136 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--set", action="append", default=[], dest="settings", metavar="KEY=VALUE",
                         help="set a key of the job file, or a parameter of the job")
     parser.add_argument("--run-dir", metavar="DIR", help="folder of this run (default: hpcmr-runs/<name>-<hash of SPEC and --set>)")
-    parser.add_argument("--memory", metavar="SIZE", help="memory for all ranks of a node together, for example 8GiB or 500MB")
+    parser.add_argument("--memory", metavar="SIZE", help="memory for each rank, for example 4GiB or 500M")
     parser.add_argument("--explain", action="store_true", help="print the plan and run nothing")
     parser.add_argument("--fresh", action="store_true", help="discard what an earlier run left: its run directory and its outputs")
     loud = parser.add_mutually_exclusive_group()
     loud.add_argument("-q", "--quiet", action="store_true", help="say nothing but errors on stderr")
     loud.add_argument("-v", "--verbose", action="store_true", help="say more on stderr")
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be run, as rank 0 read it from the command line and the files: plain values, broadcast to all ranks."""
+
+    path: Path
+    name: str
+    params: dict[str, Any]
+    run_dir: Path
+    file: JobFile | None
+
+
+def prepare(args: argparse.Namespace) -> Order:
+    """Read the command line's words and the job file. Rank 0 only. Raises `JobSpecError`."""
+    from hpcmr.api.context import check_one_path, outputs_of
+    from hpcmr.api.jobfile import nested, parse_settings, read_job_file
+    from hpcmr.api.jobspec import default_run_dir, find_spec, named_outputs
+
+    settings = parse_settings(args.settings)
+    path = find_spec(args.spec)
+    file = read_job_file(path, settings) if path.suffix == ".toml" else None
+    params = nested(settings)
+    if file is None:
+        check_one_path(named_outputs(path), outputs_of(params))
+    name = path.stem if file is None else str(file["job.name"])
+    run_dir = Path(args.run_dir) if args.run_dir else default_run_dir(path, name, args.settings)
+    return Order(path, name, params, run_dir, file)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the job on all ranks. Returns the same exit code on each."""
+    from hpcmr.comm.world import World
+
+    world = World.of()
+    _speak(args, world.rank)
+    try:
+        order = world.on_root(lambda: prepare(args))
+        session, ctx = _session(order, args, world)
+    except (HpcmrError, KeyboardInterrupt) as error:
+        return _failed(error, world)
+    return _execute(order, session, ctx, args)
+
+
+def _session(order: Order, args: argparse.Namespace, world: World) -> tuple[Session, JobContext]:
+    from hpcmr.api.context import JobContext, outputs_of
+    from hpcmr.run.progress import Progress
+    from hpcmr.run.session import Session
+
+    outputs = outputs_of(order.params)
+    ctx = JobContext(world, order.name, order.params, order.run_dir, outputs)
+    session = Session(world, order.run_dir, args.memory, ctx.seed, order.params, name=order.name,
+                      progress=None if args.quiet else Progress(), command_line=True)
+    session.fresh = args.fresh
+    return session, ctx
+
+
+def _execute(order: Order, session: Session, ctx: JobContext, args: argparse.Namespace) -> int:
+    from hpcmr.api.dry import dry_run
+    from hpcmr.run.command import run_job
+
+    def body() -> None:
+        job, session.code = _load(order)
+        if not args.explain:
+            job(ctx)
+            return
+        with dry_run(print if ctx.rank == 0 else lambda text: None):
+            job(ctx)
+
+    code = run_job(session, body)
+    if code == EXIT_FAILED:
+        # What was under way when it failed may keep MPI from finalizing: then leave without.
+        faulthandler.dump_traceback_later(FINALIZE_LIMIT_S, exit=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    if code == EXIT_DONE and ctx.rank == 0:
+        _tell_end(session, args)
+    return code
+
+
+def _load(order: Order) -> tuple[Callable[[JobContext], Any], str]:
+    """The job as a function, and the fingerprint of its code. Runs the user's modules."""
+    from hpcmr.api.jobspec import load_job
+    from hpcmr.plan.fingerprint import code_fingerprint
+
+    if order.file is None:
+        return load_job(order.path), code_fingerprint(order.path)
+    from hpcmr.api.jobplan import functions_of, table_of
+
+    file = order.file
+    functions = functions_of(file)
+    table = table_of(file)
+    output = Path(file["output.path"]) if file["output.path"] else order.run_dir / "output" / order.name
+    return lambda ctx: table.write_hdf5(output), code_fingerprint(None, functions)
+
+
+def _failed(error: BaseException, world: World) -> int:
+    from hpcmr.run.command import exit_code
+    from hpcmr.run.report import error_report
+
+    if world.rank == 0:
+        print(error_report(error, world.size), file=sys.stderr, flush=True)
+    return exit_code(error)
+
+
+def _speak(args: argparse.Namespace, rank: int) -> None:
+    """Logs go to stderr, from rank 0."""
+    log = logging.getLogger("hpcmr")
+    log.propagate = False
+    log.handlers = [logging.StreamHandler(sys.stderr)]
+    log.setLevel(logging.CRITICAL + 1 if rank else logging.ERROR if args.quiet else logging.DEBUG if args.verbose else logging.INFO)
+
+
+def _tell_end(session: Session, args: argparse.Namespace) -> None:
+    """What it cost on stderr, and what came of it on stdout."""
+    report = session.report()
+    if report and not args.quiet:
+        print(report, file=sys.stderr, flush=True)
+    for output in session.outputs:
+        if output.get("done"):
+            session.say(f"{_shown(output['path'])} was published by this very run already; --fresh makes it anew")
+        print(f"{_shown(output['path'])}\t{output['rows']}")
+    sys.stdout.flush()
+
+
+def _shown(path: str) -> str:
+    """A path as one would type it here."""
+    here = os.path.relpath(path)
+    return path if here.startswith("..") else here

@@ -57,8 +57,11 @@ class Outlet(Protocol):
     def fingerprint(self) -> tuple[Any, ...]:
         """Plain values that identify what this outlet makes."""
 
-    def begin(self, ctx: OutletContext) -> None:
-        """On rank 0, before any rank opens and before any row is read: refuse (output exists), make a temporary folder."""
+    def begin(self, ctx: OutletContext) -> Any:
+        """On rank 0, before any rank opens and before any row is read: refuse (output exists), make a temporary folder.
+
+        Returns None, or the result if it is there already: then nothing is run.
+        """
 
     def open(self, ctx: OutletContext, schema: Schema) -> None:
         """On every rank: check `schema` (it carries the attributes of columns) and take the first memory."""

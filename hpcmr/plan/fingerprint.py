@@ -12,10 +12,11 @@ import struct
 import sys
 import sysconfig
 import types
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from hpcmr.io.source import Split
 from hpcmr.plan.nodes import Apply, Keyed, Node, Read, chain
 
 DIGITS = 32
@@ -149,6 +150,11 @@ def plan_fingerprint(node: Node, outlet: tuple[Any, ...] = ()) -> str:
     return digest_of([_node(item) for item in chain(node)], outlet)
 
 
+def inputs_digest(splits: Sequence[Split]) -> str:
+    """Digest of what a survey found: names, sizes and times of the files, and how they were cut; 32 hex digits."""
+    return digest_of([(s.index, s.nbytes, s.where, s.part) for s in splits])
+
+
 def _node(item: Node) -> tuple[Any, ...]:
     if isinstance(item, Read):
         return ("read", item.source.name, item.source.fingerprint())
@@ -158,19 +164,27 @@ def _node(item: Node) -> tuple[Any, ...]:
     return ("keyed", item.operator.name, item.operator.fingerprint(), item.partitions)
 
 
-def code_fingerprint(spec: Path, functions: Iterable[Callable[..., Any]] = ()) -> str:
+def code_fingerprint(spec: Path | None, functions: Iterable[Callable[..., Any]] = ()) -> str:
     """Digest of the code of a job: its file, the modules imported from the file's folder, and `functions` with what they captured.
 
     Parameters
     ----------
-    spec : Path
-        The ``.py`` or ``.toml`` file of the job.
+    spec : Path or None
+        The ``.py`` file of the job; None of a job file, whose keys are all in its plan.
     functions : iterable of callable, optional
-        Functions of the user's that may live elsewhere.
+        Functions of the user's; the modules imported from the folders of their files count too.
     """
-    folder = spec.resolve().parent
-    files = {str(path.relative_to(folder)): path.read_bytes() for path in own_modules(folder)}
-    return digest_of(spec.read_bytes(), files, list(functions))
+    listed = list(functions)
+    homes = {Path(c.co_filename).resolve().parent for c in map(_code_of, listed) if c is not None}
+    homes |= {spec.resolve().parent} if spec else set()
+    files = {path for folder in homes if not is_installed(str(folder / "x.py")) for path in own_modules(folder)}
+    modules = [(path.name, path.read_bytes()) for path in sorted(files)]
+    return digest_of(spec.read_bytes() if spec else None, modules, listed)
+
+
+def _code_of(function: Any) -> types.CodeType | None:
+    inner = getattr(function, "fn", getattr(function, "py_func", function))
+    return getattr(inner, "__code__", None)
 
 
 def own_modules(folder: Path) -> list[Path]:

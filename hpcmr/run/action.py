@@ -85,11 +85,14 @@ class Action:
 
     def run(self) -> Any:
         """The result, on every rank or on the one that asked for it. Collective: yes."""
-        provenance = {"job": self.session.name, "fingerprint": self.fingerprint, "inputs": [self.specs[0].labels[0]], "hpcmr": __version__}
+        provenance = {"job": self.session.name, "fingerprint": self.fingerprint, "inputs": [self.specs[0].labels[0]], "hpcmr": __version__,
+                      "code": self.session.code}
         self._runs = [StageRun(self.session, spec, i + 1, self._name(spec), self._attempt, provenance) for i, spec in enumerate(self.specs)]
         ctx = RunContext(self.session, 1, self._attempt, provenance)
         try:
-            self.world.on_root(lambda: self.outlet.begin(ctx))
+            done = self.world.on_root(lambda: self.outlet.begin(ctx))
+            if done is not None:
+                return done
             self._stages()
             return self._result()
         except BaseException:

@@ -66,6 +66,12 @@ class Session:
         Those that were begun, in order.
     stages : list of StageTotals
         On rank 0: the figures of all stages so far.
+    code : str
+        Fingerprint of the job's code, kept with what it publishes; empty in library calls.
+    fresh : bool
+        Outputs take the place of earlier ones.
+    outputs : list of dict
+        What was published, or was there already, in order: path, rows, nbytes, shards.
 
     Raises
     ------
@@ -90,6 +96,9 @@ class Session:
         self.command_line = command_line
         self.actions: list[Action] = []
         self.stages: list[StageTotals] = []
+        self.code = ""
+        self.fresh = False
+        self.outputs: list[dict[str, Any]] = []
         self.agreed_error: BaseException | None = None
         self._said: set[str] = set()
         self._tokens: list[Token[Session | None]] = []

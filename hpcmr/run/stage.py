@@ -14,6 +14,7 @@ from hpcmr.data.schema import Schema
 from hpcmr.errors import ConservationError
 from hpcmr.ops.contract import Origin
 from hpcmr.ops.outlet import Outlet
+from hpcmr.plan.fingerprint import inputs_digest
 from hpcmr.plan.stages import StageSpec
 from hpcmr.run.context import RunContext
 from hpcmr.run.drive import Drive, Tally
@@ -62,6 +63,8 @@ class StageRun:
             last = self.world.allreduce(np.array([max((s.index for s in mine), default=-1)], np.int64), "max")
             return OwnFeed(source, mine, int(last[0]) + 1, int(sums[0]))
         self._schema, splits = self.world.on_root(source.survey)
+        if self.world.rank == 0:
+            self._provenance["inputs_digest"] = inputs_digest(splits)
         with self.world.together("open the input"):
             source.adopt(self._schema, splits)
         return SplitFeed(source, splits)

@@ -18,7 +18,8 @@ def test_actions_are_told_in_order() -> None:
         table.head(3)
         pytest.fail("a result was made up")
     assert not is_dry()
-    assert [t.splitlines()[-1].strip() for t in told] == ["=> write_hdf5('out')", "=> write_hdf5('more')", "=> head(3)", "what follows depends on these rows"]
+    last = [t.splitlines()[-1].strip() for t in told]
+    assert last == ["=> write_hdf5('out')", "=> write_hdf5('more')", "=> head(3)", "what follows depends on these rows"]
 
 
 def test_errors_pass() -> None:

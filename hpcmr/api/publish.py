@@ -1,0 +1,73 @@
+"""Writing an output of a job: the same run finds what it has published, and touches nothing else."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from hpcmr.errors import HpcmrError, Refused
+from hpcmr.ops.outlet import OutletContext
+from hpcmr.ops.write import Write
+from hpcmr.plan.fingerprint import inputs_digest
+from hpcmr.plan.nodes import Node, Read, chain
+from hpcmr.store.manifest import Manifest
+from hpcmr.store.publish import check_free, existing
+
+
+class Publish(Write):
+    """`Write` for a job on the command line: what this very run (same job, code, inputs) has published counts as done.
+
+    Parameters
+    ----------
+    folder : Path
+    node : Node
+        The plan; its input is looked at where an output with the right fingerprints is there already.
+    fresh : bool
+        Put the output in the place of one that is there.
+    """
+
+    def __init__(self, folder: Path, node: Node, fresh: bool) -> None:
+        super().__init__(folder, replace=fresh)
+        self.node = node
+
+    def begin(self, ctx: OutletContext) -> dict[str, Any] | None:
+        """On rank 0: the result if it is there already; refuse what is in the way."""
+        if not os.path.lexists(self.folder):
+            return None
+        made = self._existing()
+        if self.replace and made is not None:
+            return None
+        why = None if made is None else self._difference(made, ctx.provenance)
+        if made is not None and why is None:
+            return {"path": str(self.folder), "rows": made.rows, "nbytes": made.nbytes, "shards": len(made.shards), "done": True}
+        if why is not None:
+            raise Refused(f"the output {str(self.folder)!r} is there already, {why}; choose another path, remove it, or give --fresh to replace it")
+        check_free(self.folder)
+        return None
+
+    def _existing(self) -> Manifest | None:
+        try:
+            return existing(self.folder)
+        except HpcmrError as error:
+            raise Refused(f"the output {str(self.folder)!r} is in the way, and it is damaged: {error}; remove it, or choose another path") from error
+
+    def _difference(self, made: Manifest, told: dict[str, Any]) -> str | None:
+        """Why an output is not that of this run; None if it is."""
+        if made.writer.get("job") != told["job"] or made.writer.get("fingerprint") != told["fingerprint"]:
+            return f"written by {_job_of(made)} with another plan"
+        if made.writer.get("code") != told["code"]:
+            return "written by this job before its code was changed"
+        first = chain(self.node)[0]
+        assert isinstance(first, Read)
+        if getattr(first.source, "distributed", False):
+            return "and whether rows in memory are the same as then cannot be told"
+        _, splits = first.source.survey()
+        if made.writer.get("inputs_digest") != inputs_digest(splits):
+            return "written by this job before its input was changed"
+        return None
+
+
+def _job_of(made: Manifest) -> str:
+    name = made.writer.get("job")
+    return f"the job {name!r}" if name else "another program"
