@@ -66,7 +66,7 @@ class UserFunction:
     def fail(self, message: str, record: int | None = None, trace: str | None = None) -> FunctionError:
         """The error to raise: what happened in this function and at which record of the split."""
         at = "" if record is None else f", at record {record:,} of the split"
-        return FunctionError(f"{self.label}: {message}{at}", record=record, trace=trace)
+        return FunctionError(f"{self.label}: {message}{at}", record=record, trace=trace or "")      # without: our own frames say nothing
 
 
 def plain_function(fn: Callable[..., Any], out: Mapping[str, Any] | Schema | None = None) -> UserFunction:
