@@ -110,7 +110,9 @@ class Action:
             total = int(feed.weights.sum()) if feed.dealt else feed.count
             feed, schema = run.run(StageProgress(self.session.progress, title, total)), run.schema_out
             if run.number > 1:
-                counts.append(self._runs[run.number - 2].counts())
+                before = self._runs[run.number - 2]
+                counts.append(before.counts())
+                before.release()
             run.close()
         counts.append(self._runs[-1].counts())
         self._counts = counts
@@ -147,5 +149,6 @@ class Action:
         with contextlib.suppress(Exception):
             self.outlet.abandon()
         for run in self._runs:
-            with contextlib.suppress(Exception):
-                run.close()
+            for end in (run.close, run.release):
+                with contextlib.suppress(Exception):
+                    end()

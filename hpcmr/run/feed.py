@@ -110,7 +110,10 @@ class OwnFeed:
 
 
 class PartitionFeed:
-    """Partitions of a keyed operator that this rank owns. Each can be finished once; what was peeked at is kept until it is read."""
+    """Partitions of a keyed operator that this rank owns. Each can be finished once; what was peeked at is kept until it is read.
+
+    Who opened the operator closes it.
+    """
 
     dealt = False
 
@@ -140,7 +143,6 @@ class PartitionFeed:
 
     def close(self) -> None:
         self._peeked.clear()
-        self.operator.close()
 
 
 def sliced(batch: Batch) -> Iterator[Batch]:

@@ -47,10 +47,11 @@ class Shuffle:
             self.ctx.take(nbytes, "the receive buffers of an exchange")
             taken += nbytes
 
-        received = exchange(self.world, part, self.bounds, buffers=self._buffers, stats=self.stats, take=take)
+        try:
+            received = exchange(self.world, part, self.bounds, buffers=self._buffers, stats=self.stats, take=take)
+        finally:
+            self.ctx.give(taken)        # the operator accounts for what it keeps of this
         del part
-        # The operator accounts for what it keeps of this.
-        self.ctx.give(taken)
         with self.world.together("merge the state of a stage"):
             for piece in received:
                 self.operator.merge(piece)

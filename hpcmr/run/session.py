@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from hpcmr.comm.collective import place_error, to_shared
 from hpcmr.comm.world import World
 from hpcmr.errors import EXIT_FAILED, HpcmrError
 from hpcmr.ops.outlet import Outlet
@@ -168,8 +169,9 @@ class Session:
 
     def last_words(self, error: BaseException) -> None:
         """The others do not come to hear of `error`: say it here and end the job. Command line only; does not return."""
-        print(error_report(error, self.world.size), file=sys.stderr, flush=True)
-        self.world.abort(error.exit_code if isinstance(error, HpcmrError) else EXIT_FAILED)
+        shared = place_error(to_shared(error), (self.world.rank,))
+        print(error_report(shared, self.world.size), file=sys.stderr, flush=True)
+        self.world.abort(shared.exit_code if isinstance(shared, HpcmrError) else EXIT_FAILED)
 
     # -- being current ---------------------------------------------------------------------------------------------
 

@@ -48,6 +48,8 @@ class StageRun:
         self._attempt, self._provenance = attempt, provenance
         self.tally = Tally()
         self.figures = StageFigures(number, name)
+        self.feed: Feed | None = None
+        self._opened = False
         self._schema = Schema(())
         self.schema_out = Schema(())
 
@@ -98,6 +100,7 @@ class StageRun:
         def ready() -> None:
             compile_steps([*spec.steps, operator or outlet])
             if operator:
+                self._opened = True
                 operator.open(self.ctx, sample)
             elif outlet:
                 outlet.open(self.ctx, self.schema_out)
@@ -116,27 +119,29 @@ class StageRun:
     def run(self, watch: StageProgress) -> Feed | None:
         """Drive all pieces through; returns the partitions of the operator, None without one. Collective: yes."""
         began = time.monotonic()
-        operator, session = self.spec.operator, self.session
-        self._drive = Drive(self.world, self.feed, self._work, self.tally, round_=self.shuffle.round if self.shuffle else None,
+        operator, session, feed = self.spec.operator, self.session, self.feed
+        assert feed is not None
+        self._drive = Drive(self.world, feed, self._work, self.tally, round_=self.shuffle.round if self.shuffle else None,
                             pressure=operator.pressure if operator else None, whole_pieces=getattr(operator, "whole_splits", False),
                             ascending=self.outlet is not None and operator is None and self.outlet.ascending, watch=watch.update,
                             grace_s=session.grace_s, last_words=session.last_words)
         self._drive.run()
-        feed = None
+        made = None
         if operator and self.shuffle:
             watch.note("exchanging")
             self.shuffle.round()
             self.tally.rounds += 1
             assert self.shuffle.bounds is not None
             first, stop = self.shuffle.bounds[self.world.rank:self.world.rank + 2].tolist()
-            feed = PartitionFeed(operator, first, stop, self.ctx.partitions, self.feed.nbytes_total)
+            made = PartitionFeed(operator, first, stop, self.ctx.partitions, feed.nbytes_total)
         watch.end()
         self._measure(time.monotonic() - began)
-        return feed
+        return made
 
     def _work(self, piece: int) -> None:
         """One piece, batch by batch, through all steps into the sink."""
         feed, tally, steps = self.feed, self.tally, self.chain.steps
+        assert feed is not None
         if self._enough(piece):
             tally.skipped += 1
             return
@@ -202,8 +207,10 @@ class StageRun:
         ConservationError
         """
         pieces, numbers, _, rows_out, consumed, counted = sums
-        n = self.feed.count
-        if self.feed.dealt or isinstance(self.feed, PartitionFeed):
+        feed = self.feed
+        assert feed is not None
+        n = feed.count
+        if not isinstance(feed, OwnFeed):       # a split of arrays may lie on two ranks
             self._same("pieces of input", n, pieces)
             self._same("the sum of their numbers", n * (n - 1) // 2, numbers)
         self._same("rows taken in by the operator", rows_out, consumed)
@@ -217,7 +224,14 @@ class StageRun:
                                     "this is a defect of hpcmr, please report it")
 
     def close(self) -> None:
-        """Give back what the stage before made, or the input."""
-        feed = getattr(self, "feed", None)
-        if feed is not None:
-            feed.close()
+        """Done with the way in."""
+        if self.feed is not None:
+            self.feed.close()
+        elif self.spec.source is not None:
+            self.spec.source.close()
+
+    def release(self) -> None:
+        """Done with what the operator made."""
+        if self._opened and self.spec.operator:
+            self._opened = False
+            self.spec.operator.close()
