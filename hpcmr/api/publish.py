@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -33,18 +32,16 @@ class Publish(Write):
 
     def begin(self, ctx: OutletContext) -> dict[str, Any] | None:
         """On rank 0: the result if it is there already; refuse what is in the way."""
-        if not os.path.lexists(self.folder):
-            return None
         made = self._existing()
-        if self.replace and made is not None:
+        if made is None:
+            check_free(self.folder)
             return None
-        why = None if made is None else self._difference(made, ctx.provenance)
-        if made is not None and why is None:
-            return {"path": str(self.folder), "rows": made.rows, "nbytes": made.nbytes, "shards": len(made.shards), "done": True}
+        if self.replace:
+            return None
+        why = self._difference(made, ctx.provenance)
         if why is not None:
             raise Refused(f"the output {str(self.folder)!r} is there already, {why}; choose another path, remove it, or give --fresh to replace it")
-        check_free(self.folder)
-        return None
+        return {"path": str(self.folder), "rows": made.rows, "nbytes": made.nbytes, "shards": len(made.shards), "done": True}
 
     def _existing(self) -> Manifest | None:
         try:

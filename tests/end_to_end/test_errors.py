@@ -111,7 +111,7 @@ CASES = [
     Case("no-job-function", "x = 1\n", nothing, 2, ("job.py", "job(ctx)")),
     Case("syntax-error", "def job(ctx)\n    pass\n", nothing, 1, ("SyntaxError", "job.py")),
     Case("missing-parameter", TABLE.format(SUM), nothing, 2, ("--set input",), ()),
-    Case("two-outputs-one-path", TABLE.format(f"{SUM}; t{WRITE.replace('out', 'other')}"), EVENTS, 2, ("'out'", "'other'"),
+    Case("two-outputs-one-path", TABLE.format(SUM + "; t.write_hdf5(ctx.output('other'))"), EVENTS, 2, ("'out'", "'other'"),
          ("input=in.h5", "output.path=x")),
 ]
 
