@@ -117,7 +117,10 @@ class Hdf5Source:
         links, layouts, merged, first = Links(self.follow), [], None, ""
         try:
             for info in find_files(self.paths, "hdf5"):
-                found = survey_file(links, info, self.group, self.columns, self.attrs)
+                try:
+                    found = survey_file(links, info, self.group, self.columns, self.attrs)
+                except (OSError, RuntimeError, KeyError, ValueError) as error:       # what h5py makes of HDF5's errors
+                    raise InputError(f"{info.path!r} is damaged or truncated, HDF5 cannot read its headers: {error}; copy or write it again") from error
                 links.trim()
                 layouts.append(found.layout)
                 if merged is None:
@@ -152,7 +155,7 @@ class Hdf5Source:
                 splits.append(_split(len(splits), group))
                 group, weight = [], 0
             if nbytes > self.split_nbytes:
-                splits.extend(_split(len(splits) + i, [piece]) for i, piece in enumerate(self._ranges(layout)))
+                splits.extend([_split(i, [piece]) for i, piece in enumerate(self._ranges(layout), len(splits))])
             elif layout.rows:
                 group.append((layout, 0, layout.rows))
                 weight += nbytes + OPEN_NBYTES

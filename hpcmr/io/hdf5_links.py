@@ -125,10 +125,9 @@ class Links:
             shown = f"{at.name.rstrip('/')}/{part.decode('utf-8', 'surrogateescape')}"
             if not at.is_group:
                 raise InputError(f"{at} is a data set, not a group: there is no {shown!r} in it")
-            try:
-                kind = at.id.links.get_info(part).type
-            except KeyError:
-                raise Missing(shown) from None
+            if not at.id.links.exists(part):
+                raise Missing(shown)
+            kind = at.id.links.get_info(part).type
             if kind == h5l.TYPE_HARD:
                 at = Place(at.opened, h5o.open(at.id, part), shown)
                 continue
@@ -225,6 +224,7 @@ def not_found(opened: Opened, path: str) -> InputError:
     shown = [f"{p} {'x'.join(map(str, s)) if s else '(no rows)'}" for p, s in found[:LISTED_MAX]]
     more = f" and {len(found) - LISTED_MAX:,} more" if len(found) > LISTED_MAX else ""
     groups = {p.rpartition("/")[0] or "/" for p, _ in found}
-    near = difflib.get_close_matches(path if path.startswith("/") else f"/{path}", [p for p, _ in found] + sorted(groups), n=1)
+    names = {p.lower(): p for p in [*(p for p, _ in found), *sorted(groups)]}
+    near = [names[n] for n in difflib.get_close_matches(f"/{path.strip('/')}".lower(), list(names), n=1)]
     there = f"its data sets are {', '.join(shown)}{more}" if found else "it holds no data set"
     return InputError(f"there is no group or data set {path!r} in {opened.path!r}; {there}" + (f" (did you mean {near[0]!r}?)" if near else ""))

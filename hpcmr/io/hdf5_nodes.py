@@ -32,8 +32,8 @@ def data_set(links: Links, place: Place, fields: Fields, record: bool) -> DataSe
     return DataSet(raw, fields, lying) if raw is not None and lying is not None else DataSet(node, fields, packed_record(fields))
 
 
-def node_of(links: Links, place: Place, memory: Form | Fields, depth: int) -> Node:
-    """How to read a data set as values of this form."""
+def node_of(links: Links, place: Place, memory: Form | Fields, depth: int, whole_rows: bool = True) -> Node:
+    """How to read a data set as values of this form; with `whole_rows` only rows of the form's shape will be asked for."""
     plist = place.id.get_create_plist()
     if plist.get_external_count():
         raise InputError(f"the data set {place} keeps its values in {os.fsdecode(plist.get_external(0)[0])!r} (external storage), "
@@ -41,7 +41,7 @@ def node_of(links: Links, place: Place, memory: Form | Fields, depth: int) -> No
     if plist.get_layout() == h5d.VIRTUAL:
         return _virtual(links, place, memory, depth)
     plugin = _check_filters(place, plist)
-    if isinstance(memory, Form) and _is_plain(place):
+    if whole_rows and isinstance(memory, Form) and _is_plain(place):
         order = file_order(place.id.get_type(), memory)
         if order is not None:
             raw = _raw(place, memory.row_nbytes, order == "swapped")
@@ -160,6 +160,8 @@ def _selection(space: h5s.SpaceID, shape: tuple[int, ...], place: Place, counted
     if kind != h5s.SEL_HYPERSLABS or not space.is_regular_hyperslab():
         raise InputError(f"the virtual data set {place} has a mapping of irregular places, which hpcmr does not follow; "
                          "map regular blocks, or copy the data set into an ordinary one")
+    if len(shape) != len(space.shape):
+        raise InputError(f"the virtual data set {place} was made for a source with {len(space.shape)} dimensions, which now has {len(shape)}; make it anew")
     axes = []
     for i, (start, stride, count, block, n) in enumerate(zip(*space.get_regular_hyperslab(), shape, strict=True)):
         if block == h5s.UNLIMITED:
@@ -193,9 +195,11 @@ def _mapping(links: Links, place: Place, target: tuple[Axis, ...], shape: tuple[
     theirs = tuple(int(n) for n in source.id.shape)
     _check_alike(place, source, memory)
     chosen = _selection(space, theirs, place)
-    if chosen is None or len(chosen) != len(theirs) or any(a.stop > n for a, n in zip(chosen, theirs, strict=True)):
-        raise InputError(f"the virtual data set {place} wants more of {source} than its shape {theirs}; rows would be missing")
+    if chosen is None:
+        chosen = tuple(Axis.range(0, 0) for _ in theirs)
     sizes, wanted = [a.size for a in chosen if a.size != 1], [a.size for a in target if a.size != 1]
+    if any(a.stop > n for a, n in zip(chosen, theirs, strict=True)) or np.prod(sizes) < np.prod(wanted):
+        raise InputError(f"the virtual data set {place} wants more of {source} than there is, its shape is {theirs}; rows would be missing")
     if sizes != wanted:
         raise InputError(f"the virtual data set {place} maps {source} to another shape, {sizes} to {wanted}, which hpcmr does not follow")
     rest = None if all(a == Axis.range(0, n) for a, n in zip(target[1:], shape[1:], strict=True)) else target[1:]
@@ -204,11 +208,9 @@ def _mapping(links: Links, place: Place, target: tuple[Axis, ...], shape: tuple[
         axis = 0
     whole = all(a == Axis.range(0, n) for a, n in zip(chosen[1:], theirs[1:], strict=True)) and theirs[1:] == shape[1:]
     plain = axis == 0 and rest is None and whole and target[0].blocks == 1 and chosen[0].blocks == 1
-    node = node_of(links, source, memory, depth + 1)
+    node = node_of(links, source, memory, depth + 1, whole_rows=plain)
     if not plain and isinstance(node, Virtual):
         raise InputError(f"the virtual data set {place} takes parts of rows from {source}, which is virtual itself; hpcmr does not follow that")
-    if not plain and isinstance(node, Raw):
-        node = _stored(source, memory, False)
     return Mapping(target[0], rest, node, chosen, axis, plain)
 
 

@@ -173,7 +173,7 @@ def carried(place: Place) -> tuple[tuple[str, Any], ...]:
             value = attrs[name]
         except (OSError, TypeError, ValueError, RuntimeError):
             continue
-        if np.size(value) <= CARRIED_MAX and (plain := _plain(value)) is not None:
+        if not isinstance(value, h5py.Empty) and np.size(value) <= CARRIED_MAX and (plain := _plain(value)) is not None:
             found[name] = plain
     return tuple(sorted(found.items()))
 

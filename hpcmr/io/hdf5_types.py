@@ -130,13 +130,18 @@ def packed_record(fields: Fields) -> np.dtype[Any]:
 def memory_type(memory: Form | Fields) -> h5t.TypeID:
     """The type that HDF5 is asked to convert to."""
     if isinstance(memory, Form):
-        return h5t.py_create(_memory_dtype(memory), logical=True)
+        return _created(memory)
     record = packed_record(memory)
     tid = h5t.create(h5t.COMPOUND, record.itemsize)
     assert record.fields is not None
     for name, form in memory:
-        tid.insert(_raw_name(name), record.fields[name][1], h5t.py_create(_memory_dtype(form), logical=True))
+        tid.insert(_raw_name(name), record.fields[name][1], _created(form))
     return tid
+
+
+def _created(form: Form) -> h5t.TypeID:
+    # Not "logical", a string is a Python object; logical, it would be a pointer of C's.
+    return h5t.py_create(_memory_dtype(form), logical=not form.is_object)
 
 
 def _memory_dtype(form: Form) -> Any:
