@@ -32,7 +32,7 @@ from numba.core.errors import TypingError
 from numba.extending import overload
 
 from hpcmr.kernels.jit import cache_root, source_digest
-from hpcmr.kernels.rewrite import FOLD_SOURCE, Column, KernelTrouble, definition, driver_of, statements
+from hpcmr.kernels.rewrite import FOLD_SOURCE, Column, KernelTrouble, definition, driver_of, ours, statements
 
 # User code is checked: an index out of range or a division by zero is an error with a record number, never a wild read.
 OPTIONS = {"nogil": True, "boundscheck": True, "error_model": "python"}
@@ -282,7 +282,8 @@ def build_fold(fn: Callable[..., Any], dtype: str) -> Driver:
 def _compiled(fn: Callable[..., Any], tree: ast.Module, names: dict[str, Any], signature: Any) -> Any:
     """`drive` of `tree`, compiled or from the cache. Line 1 is the first line of the function, wherever it stands in its file."""
     captured = _Captured()
-    namespace = {**captured.names_of(fn), **names, "fits": fits, "put_array": put_array, "put_bytes": put_bytes}
+    names = {**names, "fits": fits, "put_array": put_array, "put_bytes": put_bytes}
+    namespace = {**captured.names_of(fn), **{ours(n): v for n, v in names.items()}}
     first = fn.__code__.co_firstlineno
     ast.increment_lineno(tree, 1 - first)
     source = ast.unparse(tree)

@@ -79,13 +79,31 @@ def _from_lambda(tree: ast.Module, code: pytypes.CodeType) -> ast.FunctionDef:
     return ast.fix_missing_locations(ast.copy_location(function, node))
 
 
-def statements(text: str, at: ast.AST) -> list[ast.stmt]:
-    """Generated statements that stand, for messages, at the line of `at`."""
+OURS = "_hpcmr_"
+_SHARED = {"range", "ValueError", "drive", "user"}
+
+
+def ours(name: str) -> str:
+    """A name of the driver's, which no name of the user's can be."""
+    return OURS + name
+
+
+def _generated(tree: ast.AST, at: ast.AST, theirs: str = "") -> None:
+    """Give generated nodes names of ours, but for that of the user's row, and the line of `at`, for messages."""
+    for n in ast.walk(tree):
+        if isinstance(n, ast.Name) and n.id not in _SHARED and n.id != theirs:
+            n.id = ours(n.id)
+        elif isinstance(n, ast.arg):
+            n.arg = ours(n.arg)
+        if hasattr(n, "lineno"):
+            ast.copy_location(n, at)
+
+
+def statements(text: str, at: ast.AST, theirs: str = "") -> list[ast.stmt]:
+    """Generated statements."""
     made = ast.parse(text).body
     for top in made:
-        for n in ast.walk(top):
-            if hasattr(n, "lineno"):
-                ast.copy_location(n, at)
+        _generated(top, at, theirs)
     return made
 
 
@@ -171,7 +189,7 @@ class _Body:
         out: list[ast.stmt] = []
         if self.emit is None:
             value = s.value if s.value is not None else ast.copy_location(ast.Constant(None), s)
-            out.append(ast.copy_location(ast.Assign([ast.Name("_value", ast.Store())], self._expression(value)), s))
+            out.append(ast.copy_location(ast.Assign([ast.Name(ours("_value"), ast.Store())], self._expression(value)), s))
         elif s.value is not None and not (isinstance(s.value, ast.Constant) and s.value.value is None):
             if not self._is_emit(s.value):
                 raise KernelTrouble("a kernel with emit returns nothing; emit the value", s.lineno)
@@ -189,7 +207,7 @@ class _Body:
             raise KernelTrouble(f"emit takes {len(names)} value{'s' * (len(names) != 1)} ({', '.join(names)}), as out= says; "
                                 f"this call gives {len(node.args) + len(node.keywords)}", node.lineno)
         self.emits += 1
-        out: list[ast.stmt] = [ast.copy_location(ast.Assign([ast.Name(f"_v{self.emits}_{j}", ast.Store())], self._expression(given[n])), node)
+        out: list[ast.stmt] = [ast.copy_location(ast.Assign([ast.Name(ours(f"_v{self.emits}_{j}"), ast.Store())], self._expression(given[n])), node)
                                for j, n in enumerate(names)]
         return out + statements(_emit_source(self.outputs, str(self.emits)), node)
 
@@ -212,9 +230,7 @@ class _Body:
             def visit_Attribute(self, n: ast.Attribute) -> ast.AST:
                 if isinstance(n.value, ast.Name) and n.value.id == body.row and n.attr in body.places:
                     made = ast.parse(body.places[n.attr], mode="eval").body
-                    for part in ast.walk(made):
-                        if hasattr(part, "lineno"):
-                            ast.copy_location(part, n)
+                    _generated(made, n)
                     return made
                 return self.generic_visit(n)
 
@@ -280,8 +296,8 @@ def driver_of(node: ast.FunctionDef, row: str, emit: str | None, columns: tuple[
     lines += [f"        if state[{FLAG}] != 0 or {full}:"]
     lines += [f"            need[{k}] = _b{k}; state[{SLOTS + k}] = _a{k}" for k in range(slots)]
     lines += ["            return _i", *(f"    state[{SLOTS + k}] = _b{k}" for k in range(slots)), "    return _stop"]
-    drive = statements("\n".join(lines), node)[0]
-    once = next(n for n in ast.walk(drive) if isinstance(n, ast.For) and isinstance(n.target, ast.Name) and n.target.id == "_once")
+    drive = statements("\n".join(lines), node, theirs=row)[0]
+    once = next(n for n in ast.walk(drive) if isinstance(n, ast.For) and isinstance(n.target, ast.Name) and n.target.id == ours("_once"))
     once.body = body or once.body
     return ast.fix_missing_locations(ast.Module([drive], [])), inputs
 
