@@ -28,8 +28,8 @@ def test_name_is_there_and_documented(name: str) -> None:
 def test_public_methods_are_documented(name: str) -> None:
     value = getattr(hpcmr, name)
     if inspect.isclass(value):
-        ours = [(m, f) for m, f in inspect.getmembers(value) if not m.startswith("_") and callable(f) and f.__module__.startswith("hpcmr")]
-        bare = [m for m, f in ours if not inspect.getdoc(f)]
+        members = [(m, f) for m, f in inspect.getmembers(value) if not m.startswith("_") and callable(f)]
+        bare = [m for m, f in members if getattr(f, "__module__", "").startswith("hpcmr") and not inspect.getdoc(f)]
         assert not bare, f"hpcmr.{name} has methods without docstring: {', '.join(bare)}"
 
 

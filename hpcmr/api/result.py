@@ -42,6 +42,7 @@ class Result:
         return self.schema.names
 
     def keys(self) -> tuple[str, ...]:
+        """Names of the columns, so that ``dict(result)`` works."""
         return self.columns
 
     def __iter__(self) -> Iterator[str]:
