@@ -134,7 +134,8 @@ class KeyedRows:
         whole = Batch.concat(self.kept) if self.kept else self.nothing()
         hashes = encode_keys(whole, self.layout).hashes
         bits = partition_bits(self.ctx.partitions)
-        partition = (hashes >> np.uint64(64 - bits)).astype(np.int64) if bits else np.zeros(len(hashes), np.int64)
+        # At most 65,536 partitions: NumPy sorts 16-bit numbers by radix, several times faster than others.
+        partition = (hashes >> np.uint64(64 - bits)).astype(np.uint16) if bits else np.zeros(len(hashes), np.uint16)
         starts = np.zeros(self.ctx.partitions + 1, np.int64)
         np.cumsum(np.bincount(partition, minlength=self.ctx.partitions), out=starts[1:])
         part = Partitioned(whole.take(np.argsort(partition, kind="stable")).compact(), starts)
