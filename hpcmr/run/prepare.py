@@ -14,7 +14,7 @@ from hpcmr.comm.world import World
 from hpcmr.data.batch import Batch
 from hpcmr.data.schema import Schema
 from hpcmr.errors import HpcmrError, JobSpecError
-from hpcmr.ops.contract import Origin, Step
+from hpcmr.ops.contract import KeyedOperator, Origin, Step
 from hpcmr.run.feed import Feed
 
 SAMPLE_ROWS = 65536
@@ -22,25 +22,27 @@ SAMPLE_PIECES = 4        # in how many pieces a row is looked for
 
 
 class Chain:
-    """The steps of a stage, fused: a batch goes through all of them before the next one is read.
+    """The steps of a stage, fused: a batch goes through all of them before the next one is read; and the operator behind them, if there is one.
 
     Attributes
     ----------
     schema : Schema
-        What comes out, as far as it is known.
+        What comes out, of the operator if there is one, as far as it is known.
     missing : int or None
-        The first step whose columns only a sample can tell.
+        The first step whose columns only a sample can tell; the operator counts as the last one.
     """
 
-    def __init__(self, steps: tuple[Step, ...], schema: Schema) -> None:
+    def __init__(self, steps: tuple[Step, ...], schema: Schema, operator: KeyedOperator | None = None) -> None:
         self.steps = steps
+        # An operator that runs a function of the user's is bound, asked and told like a step.
+        self._links: tuple[Any, ...] = steps if operator is None else (*steps, operator)
         self.schema = schema
         self.missing: int | None = None
         self._bind(0)
 
     def _bind(self, first: int) -> None:
-        for i in range(first, len(self.steps)):
-            found = self.steps[i].bind(self.schema)
+        for i in range(first, len(self._links)):
+            found = self._links[i].bind(self.schema)
             if found is None:
                 self.missing = i
                 return
@@ -51,19 +53,23 @@ class Chain:
     def complete(self) -> bool:
         return self.missing is None
 
+    @property
+    def missing_name(self) -> str:
+        return "" if self.missing is None else str(self._links[self.missing].name)
+
     def fix(self, schema: Schema) -> None:
         """Take what the missing step makes, and go on to the next that is missing."""
         assert self.missing is not None
-        self.steps[self.missing].fix(schema)
+        self._links[self.missing].fix(schema)
         self.schema = schema
         self._bind(self.missing + 1)
 
     def learn(self, batches: Iterable[Batch], piece: int, row: int) -> list[Schema]:
         """Run rows through until nothing is missing any more or they end; the schemas found, which this rank has fixed already."""
         found: list[Schema] = []
-        rows = [row] * len(self.steps)
+        rows = [row] * len(self._links)
         for batch in batches:
-            for i, step in enumerate(self.steps):
+            for i, step in enumerate(self._links):
                 if not batch.nrows:
                     break
                 origin = Origin(piece, rows[i])
@@ -76,6 +82,7 @@ class Chain:
                     found.append(schema)
                     if self.complete:
                         return found
+                assert i < len(self.steps)
                 batch = step.apply(batch, origin)
         return found
 
@@ -93,31 +100,6 @@ class Chain:
                     batch = step.apply(batch, Origin(piece, rows[i] - batch.nrows))
             if batch.nrows:
                 yield batch
-
-
-class ResultOf:
-    """An operator whose result only a sample can tell (a reducer of the user's), as last step of the chain while columns are looked for."""
-
-    def __init__(self, operator: Any) -> None:
-        self.operator = operator
-        self.name = str(operator.name)
-
-    def fingerprint(self) -> tuple[Any, ...]:
-        return ("result", *self.operator.fingerprint())
-
-    def bind(self, schema: Schema) -> Schema | None:
-        found: Schema | None = self.operator.bind(schema)
-        return found
-
-    def infer(self, sample: Batch, origin: Origin) -> Schema | None:
-        found: Schema | None = self.operator.infer(sample, origin)
-        return found
-
-    def fix(self, schema: Schema) -> None:
-        self.operator.fix(schema)
-
-    def apply(self, batch: Batch, origin: Origin) -> Batch:
-        return batch
 
 
 def infer_columns(world: World, chain: Chain, feed: Feed) -> None:
@@ -170,13 +152,12 @@ def located(error: BaseException, feed: Feed, piece: int) -> BaseException:
 
 
 def _assume_nothing(chain: Chain) -> None:
-    assert chain.missing is not None
-    step = chain.steps[chain.missing]
+    name = chain.missing_name
     try:
         while chain.missing is not None:
             chain.fix(Schema(()))
     except JobSpecError as error:
-        raise JobSpecError(f"no row reaches {step.name}, so the columns that it makes are not known, and {error}; "
+        raise JobSpecError(f"no row reaches {name}, so the columns that it makes are not known, and {error}; "
                            "declare them with out={...}") from error
 
 

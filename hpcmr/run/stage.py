@@ -20,12 +20,15 @@ from hpcmr.run.context import RunContext
 from hpcmr.run.drive import Drive, Tally
 from hpcmr.run.feed import Feed, OwnFeed, PartitionFeed, SplitFeed
 from hpcmr.run.metrics import StageFigures
-from hpcmr.run.prepare import Chain, ResultOf, compile_steps, infer_columns, sample_of
+from hpcmr.run.prepare import Chain, compile_steps, infer_columns, sample_of
 from hpcmr.run.progress import StageProgress
 from hpcmr.run.rounds import Shuffle
 
 if TYPE_CHECKING:
     from hpcmr.run.session import Session
+
+
+PART_BITS = 16       # what a step may make of a row, on average over a split of arrays that lies on two ranks: 65,536 rows
 
 
 class StageRun:
@@ -85,14 +88,11 @@ class StageRun:
         spec, operator = self.spec, self.spec.operator
         self.feed = feed
         with self.world.together("bind the columns"):
-            ends = (ResultOf(operator),) if hasattr(operator, "infer") else ()
-            self.chain = Chain((*spec.steps, *ends), self._schema if schema is None else schema)
+            self.chain = Chain(spec.steps, self._schema if schema is None else schema, operator)
         infer_columns(self.world, self.chain, feed)
-        self.chain.steps = spec.steps
+        self.schema_out = self.chain.schema
         count = (spec.partitions or partition_count(feed.nbytes_total)) if operator else feed.count
         self.ctx = RunContext(self.session, count, self._attempt, self._provenance)
-        with self.world.together("bind the columns"):
-            self.schema_out = operator.bind(self.chain.schema) if operator and not ends else self.chain.schema
         self._notices()
         sample = sample_of(self.world, self.chain, feed) if operator else None
         self.outlet = outlet
@@ -145,7 +145,9 @@ class StageRun:
         if self._enough(piece):
             tally.skipped += 1
             return
-        rows = [feed.row(piece)] * (len(steps) + 1)
+        row = feed.row(piece)
+        # A split of arrays may lie on two ranks; the upper part's rows come behind all that the steps make of the lower part's.
+        rows = [row] * len(steps) + [row << PART_BITS if steps else row]
         if feed.dealt:
             tally.nbytes_in += int(feed.weights[piece])
         with closing(feed.read(piece)) as batches:      # type: ignore[type-var]

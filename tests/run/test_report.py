@@ -29,8 +29,8 @@ def test_a_log_gets_whole_lines_now_and_then():
     log = io.StringIO()
     session = Session(World(), progress=Progress(log, every_s=0.01))
     session.execute(plan(Numbers([100] * 20, slow_s=0.005), (), SumByKey()), Gather())
-    lines = log.getvalue().splitlines()
-    assert 2 <= len(lines) <= 20 and all(line.startswith("stage 1 of 2, numbers -> sum_by_key: ") for line in lines), lines
+    lines = [line for line in log.getvalue().splitlines() if not line.startswith("stage 2 of 2, gather: ")]
+    assert len(lines) >= 2 and all(line.startswith("stage 1 of 2, numbers -> sum_by_key: ") for line in lines), lines
     shares = [float(line.split(": ")[1].split(" %")[0]) for line in lines]
     assert shares == sorted(shares) and "\r" not in log.getvalue()
 
