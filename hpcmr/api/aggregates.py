@@ -66,12 +66,12 @@ def last(column: str, *, name: str | None = None) -> Agg:
 
 
 def any(column: str, *, name: str | None = None) -> Agg:
-    """Whether a value is true (not zero); bool."""
+    """Whether a value of the bool column is true; bool."""
     return _agg("any", column, name)
 
 
 def all(column: str, *, name: str | None = None) -> Agg:
-    """Whether all values are true (not zero); bool."""
+    """Whether all values of the bool column are true; bool."""
     return _agg("all", column, name)
 
 
