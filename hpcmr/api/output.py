@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from hpcmr.errors import Refused
+from hpcmr.store.arrays import FORMAT, VERSION
+from hpcmr.store.manifest import plain
 from hpcmr.store.reader import StoredTable
 
 if TYPE_CHECKING:
@@ -45,6 +47,53 @@ class Output(StoredTable):
 
         schema = self.schema if columns is None else self.schema.select(columns)
         return Result(self.read_batch(0, self.rows, schema.names), schema).to_pandas()
+
+    def digest(self) -> str:
+        """``xxh3-128:<32 hex digits>`` of names, types and rows, the same for equal content however many shards hold it. Reads every row."""
+        from hpcmr.store.digest import digest
+
+        return digest(self)
+
+    def export(self, file: str | os.PathLike[str], kind: str = "", *, replace: bool = False) -> list[str]:
+        """Write all rows to one ordinary file.
+
+        Parameters
+        ----------
+        file : str or path
+        kind : {"h5", "csv", "tsv", "npz"}, optional
+            What the file's name ends in, if not given.
+        replace : bool
+            Replace a file that is there.
+
+        Returns
+        -------
+        list of str
+            Columns that the format has no word for, and what became of them.
+
+        Raises
+        ------
+        Refused
+            `file` is there already.
+        StorageError
+            Writing fails; nothing is left behind.
+        """
+        from hpcmr.store.export import KINDS, export
+
+        chosen = kind or os.path.splitext(file)[1][1:].lower()
+        if chosen not in KINDS:
+            raise Refused(f"cannot export to {os.fspath(file)!r}: the kinds of file are {', '.join(KINDS)}")
+        return export(self, file, chosen, replace=replace)
+
+    def describe(self) -> dict[str, Any]:
+        """What the manifest says, as plain values that `json` can write."""
+        m = self.manifest
+        return {
+            "path": str(self.path), "format": FORMAT, "version": VERSION, "rows": m.rows, "nbytes": m.nbytes, "created": m.created,
+            "writer": plain(m.writer), "inputs": plain(m.inputs),
+            "schema": [{"name": f.name, "type": str(f.type), "attrs": {k: plain(v) for k, v in f.attrs}} for f in self.schema],
+            "shards": [{"name": s.name, "rows": s.rows, "nbytes": s.nbytes, "digest": s.digest} for s in m.shards],
+            "segments": len(m.segments),
+        }
 
     def to_table(self) -> Table:
         """A lazy `Table` that reads this output: the input of another job."""

@@ -19,6 +19,8 @@ from hpcmr.errors import StorageError
 
 Bytes = NDArray[np.uint8]
 MOVE_NBYTES = 8 << 20
+READ_NBYTES = 4 << 20
+"""Bytes per read call: 350 MiB read into fresh memory at once took 0.40 s, in pieces of 1 to 8 MiB 0.10 s."""
 
 _SAFE = "nothing was published, and an earlier output is as it was"
 _ADVICE = {
@@ -82,7 +84,7 @@ def read_at(fd: int, out: Bytes, offset: int) -> int:
     """Fill `out` from `offset` on; return the number of bytes got, which is smaller only at the end of the file."""
     view, got = memoryview(out.data), 0
     while got < len(view):
-        n = os.preadv(fd, [view[got:]], offset + got)
+        n = os.preadv(fd, [view[got:got + READ_NBYTES]], offset + got)
         if n == 0:
             break
         got += n
@@ -106,9 +108,9 @@ def sync_file(fd: int, path: Path) -> None:
         os.fsync(fd)
 
 
-def sync_folder(path: Path) -> None:
+def sync_folder(path: Path, safe: str = _SAFE) -> None:
     """Make the names in a folder durable; file systems that have no such thing (EINVAL) are let be."""
-    with storing(path, "flush to disk"):
+    with storing(path, "flush to disk", safe):
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             os.fsync(fd)

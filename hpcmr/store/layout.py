@@ -130,10 +130,10 @@ def _describe(file: h5py.File, spec: ArraySpec) -> None:
     if not spec.type.is_fixed or spec.type.np_dtype.kind in "mM":
         target.attrs["hpcmr_type"] = str(spec.type)
     for key, value in spec.field.attrs if spec.field is not None else ():
-        _set_attribute(target, str(key), value)
+        set_attribute(target, str(key), value)
 
 
-def _set_attribute(target: Any, key: str, value: Any) -> None:
+def set_attribute(target: Any, key: str, value: Any) -> None:
     """Carry one attribute along; the few kinds of value that HDF5 cannot take are carried as text."""
     try:
         target.attrs[key] = value

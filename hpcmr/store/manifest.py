@@ -322,7 +322,7 @@ def _check_column(name: str, kind: ColumnType, count: int | None, left: dict[str
     """Check a column's arrays and take them out of `left`; `count` is None for the elements of lists, whose number they tell themselves."""
     first, extra = (name, 0) if kind.is_fixed else (f"{name}/offsets", 1)
     item = kind.row_nbytes // kind.np_dtype.itemsize * stored_dtype(kind).itemsize if kind.is_fixed else OFFSETS.itemsize
-    have = left.pop(first, 0)
+    have, nested = left.pop(first, 0), count is None
     if count is None:
         count = max(0, have // item - extra) if item else 0
     if have != (count + extra) * item:
@@ -331,7 +331,9 @@ def _check_column(name: str, kind: ColumnType, count: int | None, left: dict[str
         _check_column(f"{name}/data", kind.item, None, left, what)
     elif not kind.is_fixed:
         left.pop(f"{name}/data", 0)
-    if (valid := left.pop(name + paths.VALID, 0)) not in (0, count):
+    valid = left.pop(name + paths.VALID, 0)
+    untold = nested and not item            # elements without bytes: only the offsets in the file know how many
+    if valid not in (0, count) and not untold:
         raise _Wrong(f"array {name[:60]!r} of {what} tells of {valid:,} entries which are null, but has {count:,}")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 from collections.abc import Mapping, Sequence
@@ -114,8 +113,7 @@ def _appear(staging: Path, folder: Path, attempt: str, replace: bool) -> None:
     aside = paths.set_aside(folder, attempt)
     moved = replace and os.path.lexists(folder)
     if moved:
-        if os.path.isdir(folder) and os.listdir(folder) and existing(folder) is None:
-            raise Refused(f"{str(folder)!r} is a folder that holds other things than an output, and is not replaced; choose another path")
+        check_output(folder)
         with files.storing(folder, "set aside"):
             os.rename(folder, aside)
     try:
@@ -123,15 +121,17 @@ def _appear(staging: Path, folder: Path, attempt: str, replace: bool) -> None:
             os.rename(staging, folder)
     except HpcmrError as error:
         if moved:
-            with contextlib.suppress(OSError):
+            with files.storing(folder, "put back", safe=f"the earlier output is whole, and lies at {str(aside)!r}"):
                 os.rename(aside, folder)
         cause = error.__cause__
         if isinstance(cause, OSError) and cause.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
             check_free(folder)
         raise
-    files.sync_folder(folder.parent)
-    if moved:
-        files.remove_folder_quietly(aside)
+    try:
+        files.sync_folder(folder.parent, safe="the output is there and complete, but might be gone again if the machine crashes now")
+    finally:
+        if moved:
+            files.remove_folder_quietly(aside)
 
 
 def remove_attempt(folder: Path, attempt: str) -> None:
@@ -139,18 +139,24 @@ def remove_attempt(folder: Path, attempt: str) -> None:
     files.remove_folder_quietly(paths.staging(Path(folder), attempt))
 
 
+def check_output(folder: Path) -> list[str]:
+    """Names in a folder that may be removed or replaced: those of an output, whole or not. `Refused` if there is anything else."""
+    if os.path.islink(folder) or not os.path.isdir(folder):
+        raise Refused(f"{str(folder)!r} is no folder, and is neither replaced nor removed; choose another path, or remove it yourself")
+    names = os.listdir(folder)
+    foreign = [n for n in names if n != paths.MANIFEST and not paths.is_part_name(n)]
+    if foreign:
+        raise Refused(f"{str(folder)!r} holds {foreign[0]!r}, which is no part of an output, and is neither replaced nor removed; "
+                      "choose another path, or remove it yourself")
+    return names
+
+
 def discard(folder: Path) -> None:
     """Remove an output. Refused if the folder holds anything that is no part of one."""
     folder = Path(folder)
     if not os.path.lexists(folder):
         return
-    if os.path.islink(folder) or not os.path.isdir(folder):
-        raise Refused(f"{str(folder)!r} is no folder, and is not removed; choose another path, or remove it yourself")
-    names = os.listdir(folder)
-    foreign = [n for n in names if n != paths.MANIFEST and not paths.is_part_name(n)]
-    if foreign:
-        raise Refused(f"{str(folder)!r} holds {foreign[0]!r}, which is no part of an output, and is not removed; choose another path, "
-                      "or remove it yourself")
+    names = check_output(folder)
     with files.storing(folder, "remove", safe="other outputs are as they were"):
         # The manifest goes first: what is left when this is interrupted is not taken for an output.
         for name in sorted(names, key=lambda n: n != paths.MANIFEST):

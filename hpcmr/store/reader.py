@@ -152,7 +152,20 @@ class StoredTable:
             return empty_column(field.type)
         if len(runs) == 1:
             return self._column(*runs[0], key, field.type, room)
+        if field.type.is_fixed and not self.has_nulls(name):
+            return FixedColumn(self._gather(runs, key, field.type, room))
         return concat_columns([self._column(*run, key, field.type, fresh_memory) for run in runs])
+
+    def _gather(self, runs: list[tuple[int, int, int]], key: str, kind: ColumnType, room: Room) -> NDArray[Any]:
+        """Values of several runs, read into one array."""
+        dtype = stored_dtype(kind)
+        item = dtype.itemsize * int(np.prod(kind.shape, dtype=np.int64))
+        whole, at = room(key, sum(rows for _, _, rows in runs) * item), 0
+        for shard, first, rows in runs:
+            part = whole[at:at + rows * item]
+            self._fill(shard, key, part, first * item)
+            at += rows * item
+        return _logical(whole.view(dtype).reshape(sum(rows for _, _, rows in runs), *kind.shape), kind)
 
     def read_batch(self, start: int, stop: int, columns: Sequence[str] | None = None, room: Room = fresh_memory) -> Batch:
         names = self.columns if columns is None else columns
@@ -188,11 +201,12 @@ class StoredTable:
 
     def _cuts(self, start: int, stop: int, names: Sequence[str]) -> list[int]:
         """Cut a range of rows further where strings or lists are much longer than elsewhere."""
+        varying = [(paths.array_name(f.name), f.type) for f in self.schema.select(names) if not f.type.is_fixed]
+        if not varying:
+            return [start, stop]
         cost = np.zeros(stop - start, np.float64)
-        for f in self.schema.select(names):
-            if not f.type.is_fixed:
-                share = self._unit_nbytes(paths.array_name(f.name), f.type)
-                cost += share * self._lengths(paths.array_name(f.name), start, stop)
+        for name, kind in varying:
+            cost += self._unit_nbytes(name, kind) * self._lengths(name, start, stop)
         blocks = np.floor(np.cumsum(cost) / (4 * BATCH_NBYTES))
         return [start, *(np.flatnonzero(np.diff(blocks)) + 1 + start).tolist(), stop]
 
@@ -223,7 +237,7 @@ class StoredTable:
         valid = self._valid(shard, key, first, rows, room)
         if kind.is_fixed:
             values = self._values(shard, key, stored_dtype(kind), kind.shape, first, rows, room)
-            return FixedColumn(values.view(kind.np_dtype) if kind.np_dtype.kind in "mM" else values.astype(kind.np_dtype, copy=False), valid)
+            return FixedColumn(_logical(values, kind), valid)
         offsets = self._offsets(shard, key, first, rows, room)
         begin, end = int(offsets[0]), int(offsets[-1])
         if begin:
@@ -247,15 +261,21 @@ class StoredTable:
 
     def _values(self, shard: int, name: str, dtype: np.dtype[Any], shape: tuple[int, ...], first: int, rows: int, room: Room) -> NDArray[Any]:
         item = dtype.itemsize * int(np.prod(shape, dtype=np.int64))
-        nbytes = rows * item
-        out = room(name, nbytes)
-        if nbytes:
-            offset, size = self._places[shard].get(name, (0, 0))
-            if (first + rows) * item > size:
-                raise DataError(f"{self._name(shard)!r} is damaged: {name!r} has {size:,} bytes where {(first + rows) * item:,} are needed; "
-                                "write the output again")
-            self._read(shard, out, offset + first * item)
+        self._check_place(shard, name, (first + rows) * item)      # before there is memory for it
+        out = room(name, rows * item)
+        self._fill(shard, name, out, first * item)
         return out.view(dtype).reshape(rows, *shape)
+
+    def _check_place(self, shard: int, name: str, nbytes: int) -> None:
+        size = self._places[shard].get(name, (0, 0))[1]
+        if nbytes > size:
+            raise DataError(f"{self._name(shard)!r} is damaged: {name!r} has {size:,} bytes where {nbytes:,} are needed; write the output again")
+
+    def _fill(self, shard: int, name: str, out: files.Bytes, skip: int) -> None:
+        """Read what lies `skip` bytes behind an array's beginning."""
+        if len(out):
+            self._check_place(shard, name, skip + len(out))
+            self._read(shard, out, self._places[shard][name][0] + skip)
 
     def _name(self, shard: int) -> str:
         return str(self.path / self.manifest.shards[shard].name)
@@ -322,6 +342,11 @@ class StoredTable:
     def __repr__(self) -> str:
         columns = ", ".join(f"{f.name}: {f.type}" for f in self.schema)
         return f"<{type(self).__name__} {str(self.path)!r}: {self.rows:,} rows of {columns or 'no columns'}>"
+
+
+def _logical(values: NDArray[Any], kind: ColumnType) -> NDArray[Any]:
+    """Stored values as the column's type: dates from int64, and the machine's byte order."""
+    return values.view(kind.np_dtype) if kind.np_dtype.kind in "mM" else values.astype(kind.np_dtype, copy=False)
 
 
 def _check_size(path: Path, shard: Shard, keep: bool = False) -> int:
