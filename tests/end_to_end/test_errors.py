@@ -105,7 +105,7 @@ CASES = [
          EVENTS, 1, ("f", "shape")),
     Case("kernel-does-not-compile",
          TABLE.format(f"t.flat_map(f){WRITE}") + "@mr.kernel(out={'x': 'int64'})\ndef f(row, emit):\n    emit(open('x').read())\n",
-         EVENTS, 1, ("job.py", "line", "plain")),
+         EVENTS, 2, ("job.py", "line 8", "plain Python")),
     Case("memory-too-small", TABLE.format(SUM), EVENTS, 2, ("memory",), options=("--memory", "1KB")),
     Case("output-below-a-file", TABLE.format(SUM), EVENTS, 2, ("in.h5/out",), ("input=in.h5", "output.out=in.h5/out")),
     Case("no-job-function", "x = 1\n", nothing, 2, ("job.py", "job(ctx)")),
