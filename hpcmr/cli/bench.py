@@ -202,3 +202,6 @@ def text(args: argparse.Namespace) -> Figures:
                 if turn:
                     times[name].append(taken)
     return [(name, args.size * world.size / statistics.median(taken) / 1e9, "GB/s of all ranks") for name, taken in times.items()]
+
+
+from hpcmr.cli import bench_read  # noqa: E402, F401  (registers itself)

@@ -120,7 +120,8 @@ class Hdf5Source:
                 try:
                     found = survey_file(links, info, self.group, self.columns, self.attrs)
                 except (OSError, RuntimeError, KeyError, ValueError) as error:       # what h5py makes of HDF5's errors
-                    raise InputError(f"{info.path!r} is damaged or truncated, HDF5 cannot read its headers: {error}; copy or write it again") from error
+                    raise InputError(f"{info.path!r} is damaged or truncated, HDF5 cannot read its headers: {error}; "
+                                     "copy or write it again") from error
                 links.trim()
                 layouts.append(found.layout)
                 if merged is None:

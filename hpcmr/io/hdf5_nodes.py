@@ -161,7 +161,8 @@ def _selection(space: h5s.SpaceID, shape: tuple[int, ...], place: Place, counted
         raise InputError(f"the virtual data set {place} has a mapping of irregular places, which hpcmr does not follow; "
                          "map regular blocks, or copy the data set into an ordinary one")
     if len(shape) != len(space.shape):
-        raise InputError(f"the virtual data set {place} was made for a source with {len(space.shape)} dimensions, which now has {len(shape)}; make it anew")
+        raise InputError(f"the virtual data set {place} was made for a source with {len(space.shape)} dimensions, which now has "
+                         f"{len(shape)}; make it anew")
     axes = []
     for i, (start, stride, count, block, n) in enumerate(zip(*space.get_regular_hyperslab(), shape, strict=True)):
         if block == h5s.UNLIMITED:

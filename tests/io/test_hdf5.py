@@ -24,7 +24,8 @@ from hpcmr.io.source import Split
 NUMBERS = ["i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", "c8", "c16"]
 TYPES = ["?", "S5", *(order + t for t in NUMBERS for order in "<>")]
 LAYOUTS: dict[str, dict[str, Any]] = {
-    "contiguous": {}, "chunked": {"chunks": 7}, "gzip": {"chunks": 7, "compression": "gzip"}, "lzf": {"chunks": 16, "compression": "lzf", "shuffle": True},
+    "contiguous": {}, "chunked": {"chunks": 7}, "gzip": {"chunks": 7, "compression": "gzip"},
+    "lzf": {"chunks": 16, "compression": "lzf", "shuffle": True},
     "fletcher": {"chunks": 5, "fletcher32": True}, "lz4": {"chunks": 7, **hdf5plugin.LZ4()},
 }
 
@@ -127,7 +128,8 @@ def test_strings_of_every_kind(tmp_path: Path) -> None:
         h5py.h5d.create(file.id, b"spaces", space, h5py.h5s.create_simple((5,))).write(
             h5py.h5s.ALL, h5py.h5s.ALL, np.array([b"ab  ", b"    ", b" a  ", b"abcd", b"x   "], "S4"), space)
     schema, _, rows = read(Hdf5Source(tmp_path / "a.h5", split_nbytes=100, batch_nbytes=60))
-    assert {f.name: str(f.type) for f in schema} == {"var_text": "text", "var_bytes": "bytes", "fix_text": "text", "fix_bytes": "S3", "unset": "text", "spaces": "S4"}
+    assert {f.name: str(f.type) for f in schema} == {"var_text": "text", "var_bytes": "bytes", "fix_text": "text", "fix_bytes": "S3",
+                                                     "unset": "text", "spaces": "S4"}
     assert rows["var_text"] == words and rows["var_bytes"] == [w.encode() for w in words]
     assert rows["fix_text"] == [w[:6] for w in words]
     assert rows["fix_bytes"] == [b"", b"ab", b"a\0b", b"abc", b"\xff"]
@@ -178,7 +180,8 @@ def test_enumerations_arrays_lists_and_dates(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("layout", ["contiguous", "gzip"])
 def test_compound(tmp_path: Path, layout: str) -> None:
-    kind = np.dtype({"names": ["a", "flag", "p", "s", "c"], "formats": [">i4", "?", ("<f8", (3,)), "S3", "<c16"], "offsets": [1, 6, 8, 40, 48], "itemsize": 70})
+    kind = np.dtype({"names": ["a", "flag", "p", "s", "c"], "formats": [">i4", "?", ("<f8", (3,)), "S3", "<c16"],
+                     "offsets": [1, 6, 8, 40, 48], "itemsize": 70})
     data = np.zeros(50, kind)
     data["a"], data["flag"], data["p"] = np.arange(50), np.arange(50) % 3 == 0, np.arange(150).reshape(50, 3) / 7
     data["s"], data["c"] = [b"%d" % i for i in range(50)], np.arange(50) * 1j

@@ -105,7 +105,8 @@ def test_missing_groups_and_data_sets(tmp_path: Path) -> None:
 def test_columns(tmp_path: Path) -> None:
     path = make(tmp_path / "a.h5", key=[1, 2], value=[1.0, 2.0, 3.0], other=[1, 2])
     refused(path, "g", match=r"group 'g' of .*a.h5' have unequal lengths: key 2, other 2, value 3 rows; choose some")
-    refused(path, "g", ["kye"], match=r"there is no column 'kye' in '/g' of .*a.h5'; the columns are 'key', 'other', 'value' \(did you mean 'key'\?\)")
+    refused(path, "g", ["kye"],
+            match=r"there is no column 'kye' in '/g' of .*a.h5'; the columns are 'key', 'other', 'value' \(did you mean 'key'\?\)")
     refused(path, "/g/key", ["value"], match="there is no column 'value'.* the columns are 'key'")
     assert Hdf5Source(path, "g", ["key", "other"]).survey()[0].names == ("key", "other")
     make(path, rec=np.zeros(3, [("alpha", "i4"), ("beta", "f8")]))
@@ -149,7 +150,8 @@ def test_byte_orders_may_differ(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("dtype", "name"), [
-    (np.longdouble, "float type float128|float type longdouble"), (h5py.ref_dtype, "reference"), (h5py.regionref_dtype, "reference"), ("V7", "opaque type"),
+    (np.longdouble, "float type float128|float type longdouble"),
+    (h5py.ref_dtype, "reference"), (h5py.regionref_dtype, "reference"), ("V7", "opaque type"),
     (h5py.vlen_dtype(h5py.string_dtype()), "variable-length lists of other things than numbers"),
     (np.dtype([("a", "i4"), ("b", [("c", "i4")])]), "the field 'b' of .* unsupported dtype: compound type .*with fields 'c'"),
 ])
@@ -172,7 +174,8 @@ def test_filters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         file.create_dataset("x", data=np.arange(100), chunks=(10,), **hdf5plugin.Zstd())
     Hdf5Source(tmp_path / "a.h5").survey()
     monkeypatch.setitem(sys.modules, "hdf5plugin", None)
-    refused(tmp_path / "a.h5", match=r"'/x' of .*a.h5' is compressed with the filter 32015.*, which is not there; install it: pip install 'hpcmr\[filters\]'")
+    refused(tmp_path / "a.h5",
+            match=r"'/x' of .*a.h5' is compressed with the filter 32015.*, which is not there; install it: pip install 'hpcmr\[filters\]'")
     monkeypatch.undo()
     monkeypatch.setattr(hdf5_nodes, "_more_filters", lambda: type("Old", (), {"FILTERS": {"lz4": 32004}}))
     refused(tmp_path / "a.h5", match="filter 32015.*hdf5plugin, which is installed, does not have it: compress the file anew")
@@ -183,7 +186,8 @@ def test_attributes(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "a.h5", "a") as file:
         file["g"].attrs["Redshift"] = 0.5
         file["g"].attrs["ref"] = file["g"].ref
-    refused(tmp_path / "a.h5", "g", attrs={"z": "/g@Redshfit"}, match=r"'/g' of .*a.h5' has no attribute 'Redshfit'; it has 'Redshift', 'ref' \(did you mean 'Redshift'\?\)")
+    refused(tmp_path / "a.h5", "g", attrs={"z": "/g@Redshfit"},
+            match=r"'/g' of .*a.h5' has no attribute 'Redshfit'; it has 'Redshift', 'ref' \(did you mean 'Redshift'\?\)")
     refused(tmp_path / "a.h5", "g", attrs={"z": "/Header@Redshift"}, match="attrs='/Header@Redshift': there is no '/Header' in .*a.h5'")
     refused(tmp_path / "a.h5", "g", attrs={"z": "/g@ref"}, match="the attribute of .*a.h5' has an unsupported dtype: object")
 

@@ -95,7 +95,8 @@ def test_external_storage_is_refused(tmp_path: Path) -> None:
 
 
 @given(st.lists(st.integers(0, 12), min_size=1, max_size=5), st.sampled_from([(), (3,)]), st.booleans(), st.integers(1, 200), st.integers(1, 200))
-def test_virtual_files_one_behind_the_other(tmp_path: Path, sizes: list[int], shape: tuple[int, ...], chunked: bool, split_nbytes: int, batch_nbytes: int) -> None:
+def test_virtual_files_one_behind_the_other(tmp_path: Path, sizes: list[int], shape: tuple[int, ...], chunked: bool,
+                                            split_nbytes: int, batch_nbytes: int) -> None:
     for old in tmp_path.glob("*.h5"):
         old.unlink()
     whole = np.arange(sum(sizes) * int(np.prod(shape)), dtype=">f4").reshape(-1, *shape)
@@ -150,7 +151,8 @@ def test_virtual_selections_of_every_regular_kind(tmp_path: Path) -> None:
     one_row = h5py.VirtualLayout((4,), "i8")
     one_row[:] = one[3, :]
     expected = {"interleaved": np.stack([a, b], 1).reshape(12, 4), "beside": np.hstack([a, b]), "stacked": np.stack([a, b]), "column": a[:, 2],
-                "thinned": b[::2, 1::2], "across": np.stack([np.arange(6) * 10, np.arange(6, 12) * 10], 1), "halves": np.roll(np.arange(12) * 10, 6), "one_row": a[3]}
+                "thinned": b[::2, 1::2], "across": np.stack([np.arange(6) * 10, np.arange(6, 12) * 10], 1),
+                "halves": np.roll(np.arange(12) * 10, 6), "one_row": a[3]}
     for name, values in expected.items():
         master(tmp_path / "m.h5", name, locals()[name])
         for split_nbytes, batch_nbytes in ((1 << 20, 1 << 20), (70, 40), (1, 1)):
@@ -239,8 +241,9 @@ def test_what_virtual_data_sets_may_lack(tmp_path: Path) -> None:
     write(tmp_path / "a.h5", "x", np.arange(4))
     write(tmp_path / "other.h5", "y", np.arange(4))
     write(tmp_path / "text.h5", "x", [b"a"] * 4)
-    for path, what in ((lambda: virtual_of(tmp_path, 8, (0, "a.h5", 4), (4, "gone.h5", 4)), "m.h5' leads to .*gone.h5', and there is no such file"),
-                       (lambda: virtual_of(tmp_path, 8, (0, "a.h5", 4), (4, "other.h5", 4)), "leads to 'x' of .*other.h5', and there is no such data set"),
+    part = (0, "a.h5", 4)
+    for path, what in ((lambda: virtual_of(tmp_path, 8, part, (4, "gone.h5", 4)), "m.h5' leads to .*gone.h5', and there is no such file"),
+                       (lambda: virtual_of(tmp_path, 8, part, (4, "other.h5", 4)), "leads to 'x' of .*other.h5', and there is no such data set"),
                        (lambda: virtual_of(tmp_path, 8, (0, "a.h5", 4)), "row 4 and others come from no source"),
                        (lambda: virtual_of(tmp_path, 6, (0, "a.h5", 4), (2, "a.h5", 4)), "from no source, or from two"),
                        (lambda: virtual_of(tmp_path, 9, (0, "a.h5", 9)), "wants more of '/x' of .*a.h5' than there is, its shape is"),
@@ -255,7 +258,7 @@ def test_a_source_that_vanishes_while_reading(tmp_path: Path) -> None:
     schema, splits = source.survey()
     source.adopt(schema, splits)
     (tmp_path / "a.h5").unlink()
-    with pytest.raises(DataError, match="a.h5' was there when the job began and has vanished"):
+    with pytest.raises(DataError, match=r"a.h5' was there when the job began and has vanished"):
         list(source.read(splits[0]))
 
 
