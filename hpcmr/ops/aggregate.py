@@ -24,6 +24,7 @@ from hpcmr.errors import ConservationError, JobSpecError
 from hpcmr.ops.accumulators import Agg, compile_program
 from hpcmr.ops.contract import Origin, StageContext
 from hpcmr.ops.finals import Final, States, final_of, result_field
+from hpcmr.ops.reduce_partition import PartitionReducer
 from hpcmr.ops.rows import BucketRows, ChunkRows, RawInput
 from hpcmr.ops.table import GroupTable, Rows, StringCounts
 
@@ -73,10 +74,9 @@ class Aggregate:
         self.ctx = ctx
         counting = len(self.keys) == 1 and self.layout.width == 3 and not self.program.size
         self.table = (StringCounts if counting else GroupTable)(self.layout, self.program)
-        self.held = self.table.nbytes
-        ctx.take(self.held, "the hash table of group_by")
+        self.held = 0
         self.array = self.program.array(self.layout.width + 1)
-        self.merge_array = self.program.array(0)
+        self.reducer = PartitionReducer(self.table, self.array)
         self.scratch: KeyWords | None = None
         self.buckets: BucketRows | None = None
         self.chunks: ChunkRows | None = None
@@ -201,7 +201,7 @@ class Aggregate:
 
     def _account(self) -> None:
         """Keep the budget in step with what is held."""
-        now = self.table.nbytes + (self.chunks.nbytes if self.chunks else 0) + (self.buckets.nbytes if self.buckets else 0) + self.inbox_nbytes
+        now = self.table.nbytes + (self.chunks.nbytes if self.chunks else 0) + (self.buckets.nbytes if self.buckets else 0) + self.inbox_nbytes + self.reducer.nbytes
         if now > self.held:
             self.ctx.take(now - self.held, "the state of group_by")
         elif now < self.held:
@@ -243,9 +243,8 @@ class Aggregate:
 
     def finish(self, partition: int) -> Batch:
         """Result of one partition: rows in key order."""
-        from hpcmr.ops.reduce_partition import reduce_partition
-
-        blocks = [self._block(s) for s in reduce_partition(self, partition)]
+        blocks = [self._block(s) for s in self.reducer.reduce(self.inbox, partition)]
+        self._account()
         if not blocks:
             return Batch.empty(Schema(tuple(Field(n, t) for n, t in zip(self.keys, self.layout.types, strict=True))
                                       + tuple(result_field(a, self.schema) for a in self.aggs)))
@@ -267,6 +266,7 @@ class Aggregate:
         self.inbox = []
         self.inbox_nbytes = 0
         self.buckets = self.chunks = None
+        self.reducer = PartitionReducer(self.table, self.array)
         self.table.reset()
 
     def check(self, rows_global: int, rows_out_global: int) -> None:

@@ -150,6 +150,16 @@ class GroupTable:
         if int(self.groups[0]) + MICRO > load_limit(self.bits):
             self.grow(self.bits + (2 if self.bits < 20 else 1))
 
+    def make_wide(self, groups: int) -> int:
+        """Room for every sum of so many groups to spill once; returns the wide rows in use now."""
+        keep = int(self.wide_used[0])
+        need = keep + groups * len(self.program.sum_places) + self.room
+        if self.program.sum_places and need > len(self.wide):
+            grown = np.zeros((need, self.wide.shape[1]), np.int64)
+            grown[:keep] = self.wide[:keep]
+            self.wide = grown
+        return keep
+
     def grow(self, bits: int) -> None:
         from hpcmr.kernels.table import rehash
 

@@ -1,0 +1,110 @@
+"""The benchmark's jobs for hpcmr: ``mpirun -n 2 python -m hpcmr job tests/bench/ours.py --set work=W2a --set data=DIR --set log=FILE``.
+
+``end=keep`` leaves the result in the ranks' memory, as the peers do, and checks it; ``end=write`` publishes it. The clock runs from
+the start of ``job``. A line of JSON goes to ``log``.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import hpcmr as mr
+
+
+class Keep:
+    """An outlet that keeps each rank's rows where they are."""
+
+    name = "keep"
+    root = None
+    ascending = False
+
+    def __init__(self) -> None:
+        self.batches: list[Any] = []
+
+    def fingerprint(self) -> tuple[Any, ...]:
+        return (self.name,)
+
+    def begin(self, ctx: Any) -> None: ...
+
+    def open(self, ctx: Any, schema: Any) -> None: ...
+
+    def take(self, piece: int, batch: Any) -> None:
+        from hpcmr.ops.keyed_rows import owned
+
+        self.batches.append(owned(batch))
+
+    def enough(self, piece: int) -> bool:
+        return False
+
+    def local(self) -> None: ...
+
+    def combine(self, payloads: list[Any]) -> bool:
+        return True
+
+    def abandon(self) -> None: ...
+
+
+def table(work: str, data: Path) -> mr.Table:
+    if work == "W1":
+        from hpcmr.ops.words import Words
+
+        return mr.read_text(str(data / "W1" / "*.txt"))._apply("words", Words()).group_by("word").agg(n=mr.count())
+    rows = mr.read_hdf5(str(data / f"{work}.h5"), "/", columns=["k", "v"])
+    return rows.group_by("k").agg(s=mr.sum("v"), c=mr.count(), mn=mr.min("v"), mx=mr.max("v"))
+
+
+def job(ctx: Any) -> None:
+    began = time.monotonic()
+    work, data = ctx.params["work"], Path(ctx.params["data"])
+    t = table(work, data)
+    keep = Keep()
+    if ctx.params.get("end", "keep") == "keep":
+        from hpcmr.run.session import current
+
+        current(None).execute(t._node, keep)
+    else:
+        t.write_hdf5(ctx.output("result"))
+    seconds = time.monotonic() - began
+    peak = _peak_mb()
+    found = ctx.comm.gather((seconds, peak, partial_check(work, keep.batches)), 0)
+    if ctx.rank == 0:
+        line = {"peer": "hpcmr", "work": work, "end": ctx.params.get("end", "keep"), "ranks": ctx.size, "seconds": max(f[0] for f in found),
+                "peak_mb": sum(f[1] for f in found), "check": check(work, [f[2] for f in found])}
+        with open(ctx.params["log"], "a") as log:
+            log.write(json.dumps(line) + "\n")
+
+
+def _peak_mb() -> float:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) / 1024
+    return 0.0
+
+
+def partial_check(work: str, batches: list[Any]) -> list[float]:
+    """What this rank's rows add to the check; every sum is of multiples of a power of two, and exact."""
+    import numpy as np
+
+    if work == "W1":
+        out = [0, 0, 0, 0]
+        for b in batches:
+            n, word = b["n"].values, b["word"]
+            lengths = word.ends - word.starts
+            out = [out[0] + len(n), out[1] + int(n.sum()), max(out[2], int(n.max())), out[3] + int(n[lengths == 7].sum())]
+        return out
+    sums = np.zeros(6)
+    for b in batches:
+        k, s, c, mn, mx = (b[x].values for x in ("k", "s", "c", "mn", "mx"))
+        sums += [len(k), c.sum(), s.sum(), mn.sum(), mx.sum(), (s * (k % 97)).sum()]
+    return sums.tolist()
+
+
+def check(work: str, parts: list[list[float]]) -> str:
+    """The benchmark's check string, as the peers print it."""
+    if work == "W1":
+        return "|".join(str(int(x)) for x in (sum(p[0] for p in parts), sum(p[1] for p in parts), max(p[2] for p in parts), sum(p[3] for p in parts)))
+    n, c, s, mn, mx, ws = (sum(p[i] for p in parts) for i in range(6))
+    return f"{int(n)}|{int(c)}|{s:.3f}|{mn:.3f}|{mx:.3f}|{ws:.3f}"
