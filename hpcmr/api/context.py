@@ -39,10 +39,15 @@ class JobContext:
         This process and the number of them.
     log : logging.Logger
         ``ctx.log.info(...)`` goes to stderr, from rank 0 only.
+
+    Notes
+    -----
+    Made collectively, by all ranks of `world`.
     """
 
     def __init__(self, world: World, name: str, params: Mapping[str, Any], run_dir: Path, outputs: Mapping[str, Any]) -> None:
-        self._world = world
+        # Made while all ranks are here: at the first use one of them may have failed already.
+        self._comm = None if world.comm is None else world.comm.Dup()
         self._outputs = dict(outputs)
         self._named: list[str] = []
         self.name = name
@@ -57,10 +62,9 @@ class JobContext:
     def comm(self) -> Any:
         """An mpi4py communicator over the ranks of the job, for your own messages: a duplicate, never used by this package.
 
-        Collective: yes, at the first use. Without a launcher it is a duplicate of COMM_SELF.
+        Without a launcher it is a duplicate of COMM_SELF.
         """
-        ours = self._world.comm
-        return (mpi_module().COMM_SELF if ours is None else ours).Dup()
+        return mpi_module().COMM_SELF.Dup() if self._comm is None else self._comm
 
     def output(self, name: str) -> Path:
         """Where to write the output `name`.

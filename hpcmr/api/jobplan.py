@@ -204,6 +204,6 @@ def _reducer(job: JobFile, has_value: bool) -> KeyedOperator:
         raise job.fail("combine.function", f"reduce function = {function!r} is built in and folds by itself; leave [combine] out")
     from hpcmr.ops.group import GroupRows
 
-    if combine is not None and is_users(combine):
-        return GroupRows(("key",), _load(job, "reduce.function"), _load(job, "combine.function"))
-    return GroupRows(("key",), _load(job, "reduce.function") if is_users(function) else function, combine)
+    combiner = _load(job, "combine.function") if combine is not None and is_users(combine) else combine
+    grouped: Any = GroupRows(("key",), _load(job, "reduce.function") if is_users(function) else function, combiner)
+    return grouped  # type: ignore[no-any-return]

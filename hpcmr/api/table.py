@@ -100,11 +100,13 @@ def from_arrays(comm: MPI.Comm | None, columns: Mapping[str, Any]) -> Table:
 
     Notes
     -----
-    Collective: no, but every rank of `comm` calls it, as it calls the actions.
+    Collective: yes, every rank of `comm` must call it.
     """
     from hpcmr.io.arrays import ArraySource
+    from hpcmr.run.session import current
 
-    return Table(Read(f"from_arrays({', '.join(columns)})", _where(), ArraySource(columns)), comm)
+    world = current(comm).world
+    return Table(Read(f"from_arrays({', '.join(columns)})", _where(), ArraySource(world, columns)), comm)
 
 
 class Table:

@@ -130,7 +130,7 @@ def _execute(order: Order, session: Session, ctx: JobContext, args: argparse.Nam
     code = run_job(session, body)
     if code == EXIT_FAILED:
         # What was under way when it failed may keep MPI from finalizing: then leave without.
-        faulthandler.dump_traceback_later(FINALIZE_LIMIT_S, exit=True, file=open(os.devnull, "w"))  # noqa: SIM115
+        faulthandler.dump_traceback_later(FINALIZE_LIMIT_S, exit=True, file=open(os.devnull, "w"))
     if code == EXIT_DONE and ctx.rank == 0:
         _tell_end(session, args)
     return code

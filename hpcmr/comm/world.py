@@ -138,6 +138,10 @@ class World:
             comm = mpi_module().COMM_WORLD
         return _world_on(comm)
 
+    def spans(self, comm: MPI.Comm) -> bool:
+        """Whether `comm` has the ranks of this world, in the same order. Not collective."""
+        return bool(comm.Get_size() == 1)
+
     # -- objects ---------------------------------------------------------------------------------------------------
 
     @collective
@@ -256,6 +260,10 @@ class MpiWorld(World):
         self._node_comm.Set_errhandler(self._mpi.ERRORS_RETURN)
         self.node_rank, self.node_size = self._node_comm.Get_rank(), self._node_comm.Get_size()
         self.node_count = int(self.allreduce(np.array([self.node_rank == 0], np.int64))[0])
+
+    def spans(self, comm: MPI.Comm) -> bool:
+        """Whether `comm` has the ranks of this world, in the same order. Not collective."""
+        return self._mpi.Comm.Compare(self.comm, comm) in (self._mpi.IDENT, self._mpi.CONGRUENT)
 
     def free(self) -> None:
         """Free our communicators; called when the user's communicator is freed."""

@@ -29,7 +29,7 @@ class Write:
     """
 
     name = "write"
-    root = None
+    root: int | None = None
     ascending = True        # a shard's rows lie in the order in which they came
 
     def __init__(self, folder: Path, replace: bool = False) -> None:
@@ -43,7 +43,7 @@ class Write:
         """The path counts: the same rows written elsewhere are another output."""
         return (self.name, str(self.folder))
 
-    def begin(self, ctx: OutletContext) -> None:
+    def begin(self, ctx: OutletContext) -> Any:
         from hpcmr.store.publish import check_free
 
         if not self.replace:

@@ -197,11 +197,9 @@ def current(comm: MPI.Comm | None = None) -> Session:
     Collective: yes, over the ranks in question.
     """
     running = _running.get()
-    if running is not None and comm is None:
+    if running is not None and (comm is None or running.world.spans(comm)):
         return running
     world = World.of(comm)
-    if running is not None and world is running.world:
-        return running
     if world not in _library:
         _library[world] = Session(world)
     return _library[world]

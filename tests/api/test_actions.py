@@ -191,3 +191,17 @@ def test_ranks_with_different_plans_are_told(world: Any, text: Path) -> None:
     limit = world.rank
     with pytest.raises(HpcmrError, match="ranks came to different plans"):
         table(text).filter(lambda r: r.number > limit).collect()
+
+
+def test_arrays_of_all_ranks_in_rank_order(world: Any) -> None:
+    n = 5 + world.rank
+    part = {"key": np.arange(n) % 3, "rank": np.full(n, world.rank), "name": [f"{world.rank}-{i}" for i in range(n)]}
+    source = mr.from_arrays(world.comm, part)
+    rows = source.collect()
+    assert rows is not None
+    assert rows["name"] == [f"{r}-{i}" for r in range(world.size) for i in range(5 + r)]
+    part["key"] = part["key"].copy()
+    by_key = source.group_by("key").agg(n=mr.count(), last=mr.last("name")).collect()
+    assert by_key is not None
+    assert int(by_key["n"].sum()) == sum(5 + r for r in range(world.size))
+    assert by_key["last"][by_key["key"].tolist().index(0)].startswith(f"{world.size - 1}-")
