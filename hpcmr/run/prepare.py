@@ -6,8 +6,10 @@ input, and all ranks take what was found. That order depends on the data alone, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
+
+import numpy as np
 
 from hpcmr.comm.collective import to_shared
 from hpcmr.comm.world import World
@@ -15,9 +17,11 @@ from hpcmr.data.batch import Batch
 from hpcmr.data.schema import Schema
 from hpcmr.errors import HpcmrError, JobSpecError
 from hpcmr.ops.contract import KeyedOperator, Origin, Step
+from hpcmr.ops.warm import leave_mark, mark_of
 from hpcmr.run.feed import Feed
 
 SAMPLE_ROWS = 65536
+SAMPLE_ROWS_IN = 8192    # of a batch, what goes into steps, which may be slow
 SAMPLE_PIECES = 4        # in how many pieces a row is looked for
 
 
@@ -169,9 +173,11 @@ def sample_of(world: World, chain: Chain, feed: Feed) -> Batch | None:
 
     def look() -> Batch | None:
         pieces = range(min(feed.count, SAMPLE_PIECES)) if feed.dealt else feed.mine[:SAMPLE_PIECES]
+        rows = SAMPLE_ROWS_IN if chain.steps else SAMPLE_ROWS
         for piece in pieces:
             try:
-                for batch in chain.through(feed.peek(piece), piece, feed.row(piece)):
+                few = (batch.slice(0, rows) for batch in feed.peek(piece))
+                for batch in chain.through(few, piece, feed.row(piece)):
                     return batch.slice(0, SAMPLE_ROWS).compact()
             except Exception as error:
                 raise located(error, feed, piece) from error.__cause__
@@ -180,8 +186,38 @@ def sample_of(world: World, chain: Chain, feed: Feed) -> Batch | None:
     return world.on_root(look)
 
 
-def compile_steps(things: Iterable[Any]) -> None:
-    """Compile what has something to compile; through `World.first_on_node`, so that one rank of a node fills the cache."""
+class Kernels:
+    """Gets kernels compiled by one rank of a node where they are not in its cache yet, and loaded by all at once where they are.
+
+    Parameters
+    ----------
+    world : World
+    key : str
+        Fingerprint of what is compiled.
+    """
+
+    def __init__(self, world: World, key: str) -> None:
+        self._world = world
+        self._mark = mark_of(key)
+        mine = np.array([self._mark.exists()], np.int64)
+        self._warm = bool(world.allreduce(mine, "min")[0])
+
+    def load(self, fn: Callable[[], None], what: str) -> None:
+        """Run `fn`, which compiles or loads. Collective: yes."""
+        if not self._warm:
+            self._world.first_on_node(fn)
+            return
+        with self._world.together(what):
+            fn()
+
+    def done(self) -> None:
+        """All is compiled: the next stage like this one finds it."""
+        if not self._warm and self._world.node_rank == 0:
+            leave_mark(self._mark)
+
+
+def compile_all(things: Iterable[Any]) -> None:
+    """Compile what has something to compile."""
     for thing in things:
         if hasattr(thing, "compile"):
             thing.compile()

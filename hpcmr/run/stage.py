@@ -14,13 +14,13 @@ from hpcmr.data.schema import Schema
 from hpcmr.errors import ConservationError
 from hpcmr.ops.contract import Origin
 from hpcmr.ops.outlet import Outlet
-from hpcmr.plan.fingerprint import inputs_digest
+from hpcmr.plan.fingerprint import digest_of, inputs_digest
 from hpcmr.plan.stages import StageSpec
 from hpcmr.run.context import RunContext
 from hpcmr.run.drive import Drive, Tally
 from hpcmr.run.feed import Feed, OwnFeed, PartitionFeed, SplitFeed
 from hpcmr.run.metrics import StageFigures
-from hpcmr.run.prepare import Chain, compile_steps, infer_columns, sample_of
+from hpcmr.run.prepare import Chain, Kernels, compile_all, infer_columns, sample_of
 from hpcmr.run.progress import StageProgress
 from hpcmr.run.rounds import Shuffle
 
@@ -88,25 +88,34 @@ class StageRun:
         spec, operator = self.spec, self.spec.operator
         self.feed = feed
         with self.world.together("bind the columns"):
-            self.chain = Chain(spec.steps, self._schema if schema is None else schema, operator)
+            self._schema_in = self._schema if schema is None else schema
+            self.chain = Chain(spec.steps, self._schema_in, operator)
         infer_columns(self.world, self.chain, feed)
         self.schema_out = self.chain.schema
         count = (spec.partitions or partition_count(feed.nbytes_total)) if operator else feed.count
         self.ctx = RunContext(self.session, count, self._attempt, self._provenance)
         self._notices()
-        sample = sample_of(self.world, self.chain, feed) if operator else None
         self.outlet = outlet
+        kernels = Kernels(self.world, self._kernels_key())
+        kernels.load(lambda: compile_all([*spec.steps, operator or outlet]), "compile the steps of a stage")
+        sample = sample_of(self.world, self.chain, feed) if operator else None
 
         def ready() -> None:
-            compile_steps([*spec.steps, operator or outlet])
             if operator:
                 self._opened = True
                 operator.open(self.ctx, sample)
             elif outlet:
                 outlet.open(self.ctx, self.schema_out)
 
-        self.world.first_on_node(ready)
+        kernels.load(ready, "open a stage")
+        kernels.done()
         self.shuffle = Shuffle(self.world, operator, self.ctx) if operator else None
+
+    def _kernels_key(self) -> str:
+        """What decides which kernels are needed: columns, and what is done with them."""
+        sink = self.spec.operator or self.outlet
+        return digest_of([(f.name, str(f.type)) for f in self._schema_in], [s.fingerprint() for s in self.spec.steps], sink and sink.name,
+                         self.spec.operator and self.spec.operator.fingerprint())
 
     def _notices(self) -> None:
         for thing in (*self.spec.steps, self.spec.operator):
