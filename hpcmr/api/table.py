@@ -59,7 +59,7 @@ def read_text(paths: Paths, *, encoding: str | None = "utf-8", file: str | None 
 
 
 def read_hdf5(paths: Paths, group: str = "/", columns: list[str] | tuple[str, ...] | None = None, *, file: str | None = None, row: str | None = None,
-              attrs: Mapping[str, str] | None = None, comm: MPI.Comm | None = None) -> Table:
+              attrs: Mapping[str, str] | None = None, follow: Paths = (), comm: MPI.Comm | None = None) -> Table:
     """Rows of HDF5 files: the data sets of a group, the fields of a compound data set, or one data set.
 
     Parameters
@@ -74,6 +74,8 @@ def read_hdf5(paths: Paths, group: str = "/", columns: list[str] | tuple[str, ..
         Names of further columns: the path of the row's file (text), the number of the row in it (int64).
     attrs : dict of str to str, optional
         Further columns from attributes of the row's file: ``{"z": "/Header@Redshift"}``.
+    follow : path or list of these, optional
+        Folders that external links and virtual data sets may lead to, beside the folder of the file that holds them.
     comm : mpi4py.MPI.Comm, optional
         Ranks that take part; it is duplicated, never used itself.
 
@@ -84,7 +86,8 @@ def read_hdf5(paths: Paths, group: str = "/", columns: list[str] | tuple[str, ..
     from hpcmr.io.hdf5 import Hdf5Source
 
     label = f"read_hdf5({_shown(paths)}, {group!r}" + (f", columns={list(columns)}" if columns else "") + ")"
-    return Table(Read(label, _where(), Hdf5Source(_listed(paths), group, columns, file=file, row=row, attrs=dict(attrs or {}))), comm)
+    source = Hdf5Source(_listed(paths), group, columns, file=file, row=row, attrs=dict(attrs or {}), follow=_listed(follow))
+    return Table(Read(label, _where(), source), comm)
 
 
 def from_arrays(comm: MPI.Comm | None, columns: Mapping[str, Any]) -> Table:

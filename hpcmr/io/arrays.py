@@ -86,9 +86,9 @@ class ArraySource:
         except DataError as reason:
             error = str(reason)
         states = allgather((error, [(n, _type_text(c), _data_nbytes(c)) for n, c in batch.columns.items()], batch.nrows))
-        for rank, (reason, _, _) in enumerate(states):
-            if reason:
-                raise InputError(f"from_arrays: {reason} (on rank {rank})")
+        for rank, (what, _, _) in enumerate(states):
+            if what:
+                raise InputError(f"from_arrays: {what} (on rank {rank})")
         schema = _common_schema([state[1] for state in states])
         counts = [int(state[2]) for state in states]
         self._batch = Batch({f.name: _as_type(batch.columns[f.name], f.type) for f in schema}, batch.nrows)
@@ -195,7 +195,8 @@ def _common_schema(ranks: list[list[tuple[str, str, int]]]) -> Schema:
             if other != kind and _is_bytes_n(kind) and _is_bytes_n(other) and kind.shape == other.shape:
                 kind = max(kind, other, key=lambda t: t.np_dtype.itemsize)
             elif other != kind:
-                raise InputError(f"from_arrays: column {name!r} is {said[0][1]} on rank {said[0][0]} and {other} on rank {rank}; convert it to one type")
+                raise InputError(f"from_arrays: column {name!r} is {said[0][1]} on rank {said[0][0]} and {other} on rank {rank}; "
+                                 "convert it to one type")
         fields.append(Field(name, kind))
     return Schema(tuple(fields))
 

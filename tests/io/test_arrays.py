@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -68,7 +69,7 @@ def test_splits_do_not_depend_on_who_holds_the_rows(n: int, cuts: list[int], spl
     data: dict[str, Any] = {"x": np.arange(n), "p": np.arange(2 * n, dtype=np.float32).reshape(n, 2), "s": [f"é{i}" * (i % 5) for i in range(n)],
                             "m": np.ma.masked_array(np.arange(n, dtype=np.int16), np.arange(n) % 3 == 0)}
     bounds = [0, *sorted(min(c, n) for c in cuts), n]
-    parts = [{k: v[a:b] for k, v in data.items()} for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    parts = [{k: v[a:b] for k, v in data.items()} for a, b in pairwise(bounds)]
     many = rows_by_split(*together(parts, split_nbytes=split_nbytes, batch_nbytes=batch_nbytes))
     one = rows_by_split(*together([data], split_nbytes=split_nbytes))
     assert many == one
