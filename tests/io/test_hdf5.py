@@ -355,3 +355,25 @@ def test_options_that_make_no_sense(tmp_path: Path) -> None:
         file["x"] = [1]
     with pytest.raises(JobSpecError, match="two columns are called 'x'"):
         Hdf5Source(tmp_path / "a.h5", file="x").survey()
+
+
+def test_bench_reads_what_it_wrote() -> None:
+    from argparse import Namespace
+
+    from hpcmr.cli.bench import BENCHES
+
+    figures = BENCHES["read"].function(Namespace(size=1 << 20, repeat=1))
+    assert [unit for _, _, unit in figures] == ["GB/s of all ranks"] * 2 + ["%"] and all(value > 0 for _, value, _ in figures)
+
+
+def test_follow_reaches_the_source(tmp_path: Path) -> None:
+    import hpcmr
+
+    (tmp_path / "away").mkdir()
+    (tmp_path / "here").mkdir()
+    with h5py.File(tmp_path / "away" / "x.h5", "w") as file:
+        file["x"] = [1, 2]
+    with h5py.File(tmp_path / "here" / "m.h5", "w") as file:
+        file["x"] = h5py.ExternalLink("../away/x.h5", "x")
+    table = hpcmr.read_hdf5(tmp_path / "here", follow=tmp_path / "away")
+    assert table._node.source.survey()[0].names == ("x",)       # type: ignore[attr-defined]
