@@ -80,6 +80,19 @@ def exact_mean(values: NDArray[Any]) -> float:
     return float(sum((Fraction(float(v)) for v in values), Fraction(0)) / len(values))
 
 
+def exact_variance(values: NDArray[Any]) -> float:
+    """Variance with ddof = 1, rounded once; NaN of a single value, and where a value is not finite."""
+    numbers = [float(v) for v in values]
+    if len(numbers) < 2 or not all(map(math.isfinite, numbers)):
+        return math.nan
+    exact = [Fraction(v) for v in numbers]
+    mean = sum(exact, Fraction(0)) / len(exact)
+    try:
+        return float(sum(((x - mean) ** 2 for x in exact), Fraction(0)) / (len(exact) - 1))
+    except OverflowError:
+        return math.inf
+
+
 def bits(value: float) -> int:
     """The bit pattern, with all NaN alike."""
     return -1 if math.isnan(value) else int(np.float64(value).view(np.int64))
