@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 EPILOG = """\
@@ -44,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
         names = output.schema.select(_names(args.columns, output.columns)).names
         stop = output.rows if args.limit is None else min(args.limit, output.rows)
         sys.stdout.flush()
-        with quiet_pipe():
+        with stdout_errors():
             if args.format == "csv":
                 _write(csv_header(names))
             for batch in output.batches(names, stop=stop, reuse=True):
@@ -65,11 +66,15 @@ def _write(data: bytes) -> None:
 
 
 @contextlib.contextmanager
-def quiet_pipe() -> Any:
-    """Leave the body quietly when nobody reads stdout any more, for example behind ``| head``."""
+def stdout_errors() -> Iterator[None]:
+    """Leave the body quietly when nobody reads stdout any more, for example behind ``| head``; other errors become a `StorageError`."""
+    from hpcmr.store.files import storage_error
+
     try:
         yield
-    except BrokenPipeError:
+    except OSError as error:
         # What is still buffered must not raise again when the interpreter closes stdout.
         with open(os.devnull, "wb") as nowhere:
             os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            raise storage_error(error, "standard output", safe="the output itself is as it was") from None

@@ -9,8 +9,9 @@ from typing import Any
 
 from hpcmr.data.batch import Batch
 from hpcmr.data.schema import Schema
-from hpcmr.errors import ConservationError
+from hpcmr.errors import ConservationError, DataError
 from hpcmr.store import files, paths
+from hpcmr.store.arrays import schema_arrays
 from hpcmr.store.encode import encode
 from hpcmr.store.shard import BUFFER_NBYTES, ShardWriter
 
@@ -45,6 +46,7 @@ class TableWriter:
     """
 
     def __init__(self, folder: Path, rank: int, schema: Schema, *, attempt: str, shard_nbytes: int = SHARD_NBYTES) -> None:
+        _check_names(schema)
         self.folder = Path(folder)
         self.rank = rank
         self.schema = schema
@@ -61,7 +63,7 @@ class TableWriter:
     @property
     def memory_nbytes(self) -> int:
         """Bytes of memory that the buffers take at most."""
-        return BUFFER_NBYTES * (3 * len(self.schema) + 1)
+        return BUFFER_NBYTES * len(schema_arrays(self.schema))
 
     def append(self, piece: int, batch: Batch) -> None:
         """Write the rows of `batch`, which come behind all rows of lower pieces and of this one that were written before.
@@ -151,6 +153,14 @@ class TableWriter:
             shard.abandon()
         self._shard, self._shards = None, []
         files.remove_empty_folder_quietly(self._staging)
+
+
+def _check_names(schema: Schema) -> None:
+    for name in schema.names:
+        try:
+            name.encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError:
+            raise DataError(f"the column name {name!r} is no text that can be stored; rename the column") from None
 
 
 def cut_segments(infos: list[ShardInfo]) -> tuple[list[ShardInfo], list[tuple[int, int, int]]]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
+import struct
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -177,24 +179,32 @@ def test_digest_tells_contents_apart(tmp_path: Path) -> None:
     assert len(set(found)) == len(found)
 
 
+def naive_streams(values: list[object], kind: ColumnType) -> list[bytes]:
+    """The streams of a column in a block, by the words of docs/reference/digest.md."""
+    streams = [bytes(v is not None for v in values)]
+    if kind.is_fixed:
+        return [*streams, b"".join(np.array(0 if v is None else v, kind.np_dtype).tobytes() for v in values)]
+    rows = [() if v is None else v.encode("utf-8", "surrogateescape") if isinstance(v, str) else v for v in values]
+    streams.append(struct.pack(f"<{len(rows)}q", *[len(r) for r in rows]))             # type: ignore[arg-type]
+    if kind.item is None:
+        return [*streams, b"".join(map(bytes, rows))]                                  # type: ignore[arg-type]
+    return streams + naive_streams([x for r in rows for x in r], kind.item)            # type: ignore[attr-defined]
+
+
 def test_digest_as_the_reference_defines_it(tmp_path: Path) -> None:
-    """Computed once more by the words of docs/reference/digest.md."""
-    import struct
-
-    import xxhash
-
     n = 65536 + 3
-    values = [math.sqrt(i) for i in range(n)]
-    words = [f"w{i % 7}" for i in range(n)]
-    store(tmp_path / "out", [Batch.of({"v": values, "word": words})], shard_nbytes=300_000)
-    h = b"hpcmr-digest-1\n" + struct.pack("<QQ", 2, n)
-    for text in (b"v", b"float64", b"word", b"text"):
-        h += struct.pack("<Q", len(text)) + text
+    batch = Batch.of({"v": [math.sqrt(i) for i in range(n)], "word": [f"w{i % 7}" if i % 5 else None for i in range(n)],
+                      "l": [["a", "\udcff"][:i % 3] if i % 11 else None for i in range(n)], "gap": [None if i == 65_534 else i for i in range(n)]})
+    store(tmp_path / "out", [batch.slice(a, a + 7000) for a in range(0, n, 7000)], shard_nbytes=300_000)
+    data = b"hpcmr-digest-1\n" + struct.pack("<QQ", 4, n)
+    for f in batch.schema:
+        for text in (f.name, str(f.type)):
+            data += struct.pack("<Q", len(text.encode())) + text.encode()
+    values = batch.to_pydict()
     for a, b in ((0, 65536), (65536, n)):
-        lengths = struct.pack(f"<{b - a}q", *[len(w) for w in words[a:b]])
-        for stream in (b"\1" * (b - a), struct.pack(f"<{b - a}d", *values[a:b]), b"\1" * (b - a), lengths, "".join(words[a:b]).encode()):
-            h += xxhash.xxh3_128_digest(stream)
-    assert digest(StoredTable.open(tmp_path / "out")) == f"xxh3-128:{xxhash.xxh3_128_hexdigest(h)}"
+        for f in batch.schema:
+            data += b"".join(map(xxhash.xxh3_128_digest, naive_streams(values[f.name][a:b], f.type)))
+    assert digest(StoredTable.open(tmp_path / "out")) == f"xxh3-128:{xxhash.xxh3_128_hexdigest(data)}"
 
 
 def test_wrong_use_is_refused(tmp_path: Path) -> None:
@@ -209,6 +219,8 @@ def test_wrong_use_is_refused(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(Refused, match="attempt"):
         TableWriter(tmp_path / "out", 0, schema, attempt="../x")
+    with pytest.raises(DataError, match="rename"):
+        TableWriter(tmp_path / "out", 0, Schema.of({"\ud800": INT64}), attempt="t")
     with pytest.raises(Refused, match="does not end in a name"):
         TableWriter(Path("/"), 0, schema, attempt="x")
 
