@@ -68,15 +68,27 @@ class Aggregate:
         keys = tuple(Field(n, schema[n].type, schema[n].attrs) for n in self.keys)
         return Schema(keys + tuple(result_field(a, schema) for a in self.aggs))
 
+    def compile(self) -> None:
+        """Import the kernels that this operator may call."""
+        from hpcmr.kernels import extra, finish, keys, sort, table  # noqa: F401
+
+        if self.layout.has_strings:
+            from hpcmr.kernels import count_strings, strings  # noqa: F401
+        elif self._raw_input() is not None:
+            from hpcmr.kernels import scatter  # noqa: F401
+
     # ------------------------------------------------------------------ in
 
     def open(self, ctx: StageContext, estimate: Batch | None) -> None:
         self.ctx = ctx
         counting = len(self.keys) == 1 and self.layout.width == 3 and not self.program.size
-        self.table = (StringCounts if counting else GroupTable)(self.layout, self.program)
+        kind = StringCounts if counting else GroupTable
+        self.table = kind(self.layout, self.program)
+        # What merged states point at, long strings and wide sums, outlives the seals of the table that takes rows in.
+        self.merged = kind(self.layout, self.program)
         self.held = 0
         self.array = self.program.array(self.layout.width + 1)
-        self.reducer = PartitionReducer(self.table, self.array)
+        self.reducer = PartitionReducer(self.merged, self.array)
         self.scratch: KeyWords | None = None
         self.buckets: BucketRows | None = None
         self.chunks: ChunkRows | None = None
@@ -201,7 +213,8 @@ class Aggregate:
 
     def _account(self) -> None:
         """Keep the budget in step with what is held."""
-        now = self.table.nbytes + (self.chunks.nbytes if self.chunks else 0) + (self.buckets.nbytes if self.buckets else 0) + self.inbox_nbytes + self.reducer.nbytes
+        tables = self.table.nbytes + self.merged.nbytes + self.reducer.nbytes
+        now = tables + (self.chunks.nbytes if self.chunks else 0) + (self.buckets.nbytes if self.buckets else 0) + self.inbox_nbytes
         if now > self.held:
             self.ctx.take(now - self.held, "the state of group_by")
         elif now < self.held:
@@ -233,7 +246,7 @@ class Aggregate:
             assert isinstance(state, FixedColumn)
             extra = part.batch.columns.get("extra")
             if isinstance(extra, BytesColumn):
-                self.table.adopt(state.values, extra)
+                self.merged.adopt(state.values, extra)
                 part = Partitioned(part.batch.select(["state"]), part.starts, part.first)
         self.inbox.append(part)
         self.inbox_nbytes += part.batch.nbytes
@@ -266,8 +279,9 @@ class Aggregate:
         self.inbox = []
         self.inbox_nbytes = 0
         self.buckets = self.chunks = None
-        self.reducer = PartitionReducer(self.table, self.array)
+        self.reducer = PartitionReducer(self.merged, self.array)
         self.table.reset()
+        self.merged.reset()
 
     def check(self, rows_global: int, rows_out_global: int) -> None:
         """Every row that came in, on any rank, is counted in exactly one group."""
