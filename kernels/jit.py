@@ -1,7 +1,6 @@
 """The one place with compiler options, and the compile cache.
 
-Kernels carry ``@kernel(signature)``: they are compiled, or loaded from the cache, when their module is imported, so the first
-batch pays nothing. Numba's own cache does not see a changed *imported* helper, hence the cache folder is named by a digest of
+Kernels carry ``@kernel(signature)`` and are compiled once per machine. Numba's own cache does not see a changed *imported* helper, hence the cache folder is named by a digest of
 every file of this package, the compiler, NumPy and the processor.
 """
 
@@ -60,17 +59,63 @@ inner: Callable[..., Any] = numba.njit(nogil=True, error_model="numpy")
 own costs each rank some 6 ms)."""
 
 
+class Kernel:
+    """A function for given types, compiled or loaded from the cache when it is first called (or by `compile_imported`).
+
+    A module costs a rank nothing for the kernels that its job does not use. Other types than those of the signatures are refused.
+    """
+
+    def __init__(self, function: Callable[..., Any], signatures: tuple[str, ...]) -> None:
+        self.function = function
+        self.signatures = signatures
+        self.dispatcher = numba.njit(nogil=True, boundscheck=False, error_model="numpy")(function)
+        self._call: Callable[..., Any] = self._first
+
+    def __call__(self, *args: Any) -> Any:
+        return self._call(*args)
+
+    def _first(self, *args: Any) -> Any:
+        self.ready()
+        return self._call(*args)
+
+    def ready(self) -> None:
+        """Compile, or load what was compiled."""
+        if self._call == self.dispatcher:
+            return
+        # The folder is put back: we are a guest in processes that use Numba for themselves.
+        before, _config.CACHE_DIR = _config.CACHE_DIR, str(CACHE)
+        try:
+            self.dispatcher.enable_caching()
+        finally:
+            _config.CACHE_DIR = before
+        for signature in self.signatures:
+            self.dispatcher.compile(signature)
+        self.dispatcher.disable_compile()
+        self._call = self.dispatcher
+
+    @property
+    def _numba_type_(self) -> Any:
+        """What a kernel sees that calls this one."""
+        return numba.types.Dispatcher(self.dispatcher)
+
+
+_imported: list[Kernel] = []
+
+
 def kernel(*signatures: str) -> Callable[[Callable[..., Any]], Any]:
-    """Compile for `signatures` at import, cached, releasing the GIL, without fast-math (bits are promised)."""
+    """A kernel for `signatures`: cached, without the GIL, without fast-math (bits are promised)."""
 
     def decorate(function: Callable[..., Any]) -> Any:
         if os.environ.get("NUMBA_DISABLE_JIT") == "1":
             return function
-        # The folder is chosen while decorating, and put back: we are a guest in processes that use Numba for themselves.
-        before, _config.CACHE_DIR = _config.CACHE_DIR, str(CACHE)
-        try:
-            return numba.njit(list(signatures), cache=True, nogil=True, boundscheck=False, error_model="numpy")(function)
-        finally:
-            _config.CACHE_DIR = before
+        made = Kernel(function, signatures)
+        _imported.append(made)
+        return made
 
     return decorate
+
+
+def compile_imported() -> None:
+    """Compile (or load) every kernel of the modules that were imported; one rank of a node does so before the others need them."""
+    while _imported:
+        _imported.pop().ready()

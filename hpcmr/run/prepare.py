@@ -6,6 +6,7 @@ input, and all ranks take what was found. That order depends on the data alone, 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -205,7 +206,12 @@ class Kernels:
     def load(self, fn: Callable[[], None], what: str) -> None:
         """Run `fn`, which compiles or loads. Collective: yes."""
         if not self._warm:
-            self._world.first_on_node(fn)
+            def compile_first() -> None:
+                fn()
+                if "hpcmr.kernels.jit" in sys.modules:
+                    sys.modules["hpcmr.kernels.jit"].compile_imported()
+
+            self._world.first_on_node(compile_first)
             return
         with self._world.together(what):
             fn()
