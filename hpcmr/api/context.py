@@ -53,7 +53,7 @@ class JobContext:
         self.name = name
         self.params = Params(params)
         self.run_dir = run_dir
-        self.seed = int(params.get("seed", 0))
+        self.seed = _seed_of(params)
         self.rank = world.rank
         self.size = world.size
         self.log = job_logger(world.rank)
@@ -93,6 +93,13 @@ class JobContext:
     def fingerprint(self) -> tuple[Any, ...]:
         """What counts of a context that a function of the user's captured."""
         return ("context", dict(self.params), self.seed)
+
+
+def _seed_of(params: Mapping[str, Any]) -> int:
+    seed = params.get("seed", 0)
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 1 << 63:
+        raise JobSpecError(f"--set seed={seed}: the seed is an integer from 0 to 2**63 - 1")
+    return seed
 
 
 def check_one_path(names: Sequence[str], outputs: Mapping[str, Any]) -> None:

@@ -6,6 +6,7 @@ new table. Actions go through the session of `hpcmr.run`.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -293,6 +294,9 @@ class Table:
         if is_dry():
             tell_action(self._node, action, has_result)
             return True
+        log = logging.getLogger("hpcmr")
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug("%s", explain(self._node, action))
         return False
 
     def _session(self) -> Session:

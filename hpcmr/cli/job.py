@@ -57,7 +57,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--fresh", action="store_true", help="discard what an earlier run left: its run directory and its outputs")
     loud = parser.add_mutually_exclusive_group()
     loud.add_argument("-q", "--quiet", action="store_true", help="say nothing but errors on stderr")
-    loud.add_argument("-v", "--verbose", action="store_true", help="say more on stderr")
+    loud.add_argument("-v", "--verbose", action="store_true", help="say more on stderr, such as the plan of each action")
 
 
 @dataclass(frozen=True)

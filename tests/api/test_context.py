@@ -51,5 +51,11 @@ def test_params() -> None:
         ctx.params["limit"]
 
 
+@pytest.mark.parametrize("seed", ["x", 1.5, -1, True, 1 << 63])
+def test_seeds(seed: Any) -> None:
+    with pytest.raises(JobSpecError, match=r"--set seed="):
+        context(seed=seed)
+
+
 def test_the_log_speaks_on_rank_0_only() -> None:
     assert not context().log.disabled

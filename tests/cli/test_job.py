@@ -82,6 +82,14 @@ def test_the_run_directory_is_the_default_place(folder: Path) -> None:
     assert two.stdout.startswith("hpcmr-runs/job-")
 
 
+def test_loud_and_logged(folder: Path) -> None:
+    (folder / "job.py").write_text(JOB + "    ctx.log.info('in the middle')\n")
+    told = check(run_job(["job", "-v"], n=0, cwd=folder)).stderr
+    assert "stage 1 over splits" in told
+    assert "in the middle" in told
+    assert "rows/s" in told
+
+
 def test_explain(folder: Path) -> None:
     done = check(run_job(["job", "--explain"], n=0, cwd=folder))
     assert [line for line in done.stdout.splitlines() if "=>" in line][-1].endswith("output/words')")
