@@ -15,7 +15,8 @@ from tests.run.toys import Call, Numbers, plan
 pytestmark = pytest.mark.mpi
 
 SIZES = [700, 0, 1, 350, 2000, 99, 501, 640, 3, 1200]
-AGGS = (Agg("count", None, "n"), Agg("sum", "x", "total"), Agg("min", "x", "low"), *(Agg(f, "x", f) for f in ("max", "mean", "var", "std", "first", "last")))
+AGGS = (Agg("count", None, "n"), Agg("sum", "x", "total"), Agg("min", "x", "low"),
+        *(Agg(f, "x", f) for f in ("max", "mean", "var", "std", "first", "last")))
 
 
 def often(operator):
