@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from hpcmr.api.aggregates import all, any, count, first, last, max, mean, min, std, sum, var
     from hpcmr.api.functions import batch, kernel
     from hpcmr.api.output import open
-    from hpcmr.api.table import Result, Table, from_arrays, read_hdf5, read_text
+    from hpcmr.api.result import Result
+    from hpcmr.api.table import Table, from_arrays, read_hdf5, read_text
     from hpcmr.errors import HpcmrError
 
 _HOMES = {

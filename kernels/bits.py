@@ -13,7 +13,7 @@ from numba.core import types
 from numba.extending import intrinsic
 
 U = np.uint64
-I = np.int64  # noqa: E741 - the pair U, I is used all over the kernels
+I = np.int64
 
 _I8 = ir.IntType(8)
 _I32 = ir.IntType(32)

@@ -15,10 +15,13 @@ from hpcmr.kernels.keys import INLINE_NBYTES, fold, leading, load_be
 SHORT_NBYTES = 7
 GREW, LONG_STRING, SHORT_FULL, MAIN_FULL = 0, 1, 2, 3
 
-_RO_I = "Array(int64, 1, 'A', readonly=True)"
+_STRINGS = "Array(int64, 1, 'A', readonly=True), Array(int64, 1, 'A', readonly=True), Array(uint8, 1, 'C', readonly=True)"
 
 
-@kernel(f"int64({_RO_I}, {_RO_I}, Array(uint8, 1, 'C', readonly=True), uint64[::1], int64[::1], int64[::1], int64, int64, uint64[::1], int64, int64, uint64[::1], int64, int64, int64[::1])")
+_TABLE = "uint64[::1], int64, int64"
+
+
+@kernel(f"int64({_STRINGS}, uint64[::1], int64[::1], int64[::1], int64, int64, {_TABLE}, {_TABLE}, int64[::1])")
 def count_strings(starts, ends, data, queue, slots, rest, start, n, S, short_shift, short_limit, T, shift, limit, count):
     """Count strings start .. n - 1. S: entries (bytes and length, count); T: entries (three key words, count).
 

@@ -51,7 +51,8 @@ def write_extra(rows, string_places, sum_places, long_starts, long_ends, long_da
                 at += _WIDE_NBYTES
 
 
-@kernel("int64(uint64[:, ::1], int64[::1], int64[::1], int64[::1], Array(uint8, 1, 'C', readonly=True), int64[:, ::1], int64[:, ::1], int64[:, ::1], int64)")
+@kernel("int64(uint64[:, ::1], int64[::1], int64[::1], int64[::1], Array(uint8, 1, 'C', readonly=True), int64[:, ::1], int64[:, ::1], "
+        "int64[:, ::1], int64)")
 def read_extra(rows, string_places, sum_places, starts, data, string_starts, string_ends, wide, used):
     """Undo `write_extra`: places of the long strings to string_starts/ends ``(places, n)``, wide digits to rows `used` on.
 

@@ -35,7 +35,8 @@ def merge_groups(A, starts, first, count, S, K, T, F, program, wide, used, long_
             merge_states(T, F, o + K + 1, spare + K + 1, program, wide, used, long_starts, long_ends, long_data)
 
 
-@kernel(f"void(uint64[::1], int64[::1], int64, int64, int64, uint64[::1], float64[::1], uint64[::1], int64[:, ::1], {_WIDE}, int64, int64[::1], int64[::1], int64[::1], float64[::1], {_LONG})")
+@kernel("void(uint64[::1], int64[::1], int64, int64, int64, uint64[::1], float64[::1], uint64[::1], int64[:, ::1], "
+        f"{_WIDE}, int64, int64[::1], int64[::1], int64[::1], float64[::1], {_LONG})")
 def reduce_groups(A, starts, first, count, S, T, F, init, program, wide, used, trash, js, jm, so, sv, long_starts, long_ends, long_data):
     """States of groups of sorted raw rows to T. A: pairs (key, value), one value column, which is the program's only input. `trash`: a
     state for what is null."""

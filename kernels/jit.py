@@ -1,7 +1,7 @@
 """The one place with compiler options, and the compile cache.
 
-Kernels carry ``@kernel(signature)`` and are compiled once per machine. Numba's own cache does not see a changed *imported* helper, hence the cache folder is named by a digest of
-every file of this package, the compiler, NumPy and the processor.
+Kernels carry ``@kernel(signature)`` and are compiled once per machine. Numba's own cache does not see a changed *imported* helper,
+hence the cache folder is named by a digest of every file of this package, the compiler, NumPy and the processor.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def source_digest() -> str:
 
 
 def cache_root() -> Path:
-    """Folder under which caches lie: ``$HPCMR_KERNEL_CACHE``, else ``$XDG_CACHE_HOME/hpcmr``, else ``~/.cache/hpcmr``, else a private temporary one."""
+    """Folder of caches: ``$HPCMR_KERNEL_CACHE``, else ``$XDG_CACHE_HOME/hpcmr``, else ``~/.cache/hpcmr``, else a temporary one of the user's."""
     chosen = os.environ.get("HPCMR_KERNEL_CACHE")
     if chosen:
         return Path(chosen)

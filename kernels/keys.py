@@ -11,8 +11,6 @@ the hash are the partition. Changing it changes the order of every output: it is
 
 from __future__ import annotations
 
-import numpy as np
-
 from hpcmr.kernels.bits import I, U, bits_float, bswap, float_bits, load8
 from hpcmr.kernels.jit import helper, kernel
 

@@ -55,8 +55,10 @@ def append_rows(key_address, key_stride, key_xor, value_addresses, value_strides
     return n
 
 
-@kernel("int64(int64, int64, uint64, int64[::1], int64[::1], int64, int64, int64, uint64[::1], int64, int64, int64[::1], int64[::1], int64[::1], int64)")
-def append_chunks(key_address, key_stride, key_xor, value_addresses, value_strides, start, n, bits, arena, stride, capacity, opened, fill, owner, used):
+@kernel("int64(int64, int64, uint64, int64[::1], int64[::1], int64, int64, int64, uint64[::1], int64, int64, int64[::1], int64[::1], "
+        "int64[::1], int64)")
+def append_chunks(key_address, key_stride, key_xor, value_addresses, value_strides, start, n, bits, arena, stride, capacity, opened, fill,
+                  owner, used):
     """Append rows to lists of chunks: opened[b] is the open chunk of bucket b (-1: none), fill[b] its rows, owner[c] the bucket of
     chunk c. `used` chunks are in use; stops where the arena has none left. Returns the row reached; owner[-1] becomes the chunks used.
     """

@@ -103,7 +103,8 @@ def consume_many(words, hashes, K, start, n, T, F, R, shift, limit, count, init,
     return n
 
 
-@kernel(f"int64(Array(int64, 1, 'A', readonly=True), Array(int64, 1, 'A', readonly=True), Array(uint8, 1, 'C', readonly=True), uint64[::1], int64, int64, {_STATE}, {_SCRATCH})")
+@kernel("int64(Array(int64, 1, 'A', readonly=True), Array(int64, 1, 'A', readonly=True), Array(uint8, 1, 'C', readonly=True), "
+        f"uint64[::1], int64, int64, {_STATE}, {_SCRATCH})")
 def consume_strings(starts, ends, data, words, start, n, T, F, R, shift, limit, count, init, program, wide, used, room, origin, js, jm, so, sv,
                     long_starts, long_ends, long_data):
     """As `consume_one`, for keys of one string each, encoded on the way in `words` (3 * MICRO).

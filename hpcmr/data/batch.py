@@ -90,7 +90,8 @@ class BytesColumn:
         return int((self.ends - self.starts).sum()) + 16 * len(self)
 
     def slice(self, start: int, stop: int) -> BytesColumn:
-        return BytesColumn(self.starts[start:stop], self.ends[start:stop], self.data, self.text, None if self.valid is None else self.valid[start:stop])
+        valid = None if self.valid is None else self.valid[start:stop]
+        return BytesColumn(self.starts[start:stop], self.ends[start:stop], self.data, self.text, valid)
 
     def take(self, rows: Index) -> BytesColumn:
         return BytesColumn(self.starts[rows], self.ends[rows], self.data, self.text, None if self.valid is None else self.valid[rows])

@@ -180,7 +180,8 @@ class LongStrings:
         need = self.count + rows
         if need > len(self.starts):
             size = 1 << need.bit_length()
-            self.starts, self.ends, self.hashes = (np.resize(a, size) for a in (self.starts, self.ends, self.hashes))
+            self.starts, self.ends = np.resize(self.starts, size), np.resize(self.ends, size)
+            self.hashes = np.resize(self.hashes, size)
         if 2 * need > len(self.slots):
             self.slots = np.zeros(4 << need.bit_length(), np.int64)
             places = (self.hashes[:self.count] >> np.uint64(20)).astype(np.int64) & (len(self.slots) - 1)

@@ -43,7 +43,9 @@ class ColumnType:
         d = np.dtype(dtype)
         if d.kind not in FIXED_KINDS or d == np.dtype("float128"):
             raise DataError(f"unsupported dtype {d!s}; columns hold bool, integers, floats, complex, datetime64, bytes and text")
-        return cls("fixed", f"S{d.itemsize}" if d.kind == "S" else d.newbyteorder("=").name if d.kind not in "mM" else d.newbyteorder("=").str[1:], tuple(int(s) for s in shape))
+        native = d.newbyteorder("=")
+        name = f"S{d.itemsize}" if d.kind == "S" else native.str[1:] if d.kind in "mM" else native.name
+        return cls("fixed", name, tuple(int(s) for s in shape))
 
     @property
     def np_dtype(self) -> np.dtype[Any]:

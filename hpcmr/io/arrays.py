@@ -16,8 +16,8 @@ import numpy as np
 
 from hpcmr.data.batch import Batch, BytesColumn, Column, FixedColumn, ListColumn, column_of, empty_column
 from hpcmr.data.schema import ColumnType, Field, Schema
+from hpcmr.data.source import BATCH_NBYTES, SPLIT_NBYTES, Split
 from hpcmr.errors import DataError, InputError
-from hpcmr.io.source import BATCH_NBYTES, SPLIT_NBYTES, Split
 
 Allgather = Callable[[Any], list[Any]]
 NULLS = "nulls only"

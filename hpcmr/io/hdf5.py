@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 
 from hpcmr.data.batch import Batch, BytesColumn, Column, FixedColumn
 from hpcmr.data.schema import INT64, TEXT, Field, Schema
+from hpcmr.data.source import BATCH_NBYTES, SPLIT_NBYTES, Split
 from hpcmr.errors import InputError, JobSpecError
 from hpcmr.io.files import PathLike, find_files
 from hpcmr.io.hdf5_layout import Form, Layout
 from hpcmr.io.hdf5_read import Handles, column_of_values, fill
-from hpcmr.io.source import BATCH_NBYTES, SPLIT_NBYTES, Split
 
 BATCH_ROWS_MAX = 128 << 10
 OPEN_NBYTES = 64 << 10

@@ -28,9 +28,9 @@ from numpy.typing import NDArray
 
 from hpcmr.data.batch import Batch, BytesColumn, Column, FixedColumn
 from hpcmr.data.schema import BYTES, INT64, TEXT, Field, Schema
+from hpcmr.data.source import SPLIT_NBYTES, Split
 from hpcmr.errors import DataError, JobSpecError
 from hpcmr.io.files import FileInfo, PathLike, find_files
-from hpcmr.io.source import SPLIT_NBYTES, Split
 
 BLOCK_NBYTES = 512 << 10
 """Bytes read at a time: a block, the places of its words and what is made of them stay in a core's cache."""

@@ -134,8 +134,8 @@ def needs(agg: Agg, letter: str) -> tuple[int, ...]:
     total = {"f": k.SUM_F, "i": k.SUM_I, "u": k.SUM_U, "s": -1}[letter]
     least = {"f": k.MIN_F, "i": k.MIN_I, "u": k.MIN_U, "s": k.MIN_S}[letter]
     most = {"f": k.MAX_F, "i": k.MAX_I, "u": k.MAX_U, "s": k.MAX_S}[letter]
-    return {"count": (), "sum": (total,), "mean": (total,), "var": (total, k.SQUARES_F), "std": (total, k.SQUARES_F), "min": (least,), "all": (least,),
-            "max": (most,), "any": (most,), "first": (k.FIRST,), "last": (k.LAST,)}[agg.function]
+    return {"count": (), "sum": (total,), "mean": (total,), "var": (total, k.SQUARES_F), "std": (total, k.SQUARES_F), "min": (least,),
+            "all": (least,), "max": (most,), "any": (most,), "first": (k.FIRST,), "last": (k.LAST,)}[agg.function]
 
 
 def compile_program(schema: Schema, aggs: Sequence[Agg]) -> Program:

@@ -147,7 +147,7 @@ class Aggregate:
 
     def _consume_directly(self, batch: Batch, origin: Origin) -> None:
         """Keys to words, values to 64 bits, and through the table."""
-        keep = [self._fill(batch)]
+        keep: list[Any] = [self._fill(batch)]
         first = self.keys[0]
         column = batch[first]
         if len(self.keys) == 1 and column.valid is None and isinstance(column, BytesColumn) and _mostly_short(column):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from hpcmr.data.batch import Column, FixedColumn
 from hpcmr.data.keys import LongStrings, decode_strings, fixed_strings
-from hpcmr.data.schema import FLOAT64, INT64, ColumnType, Field, Schema
+from hpcmr.data.schema import INT64, ColumnType, Field, Schema
 from hpcmr.errors import DataError
 from hpcmr.ops.accumulators import Agg, Program, components, input_of, needs
 
@@ -53,7 +53,7 @@ def result_field(agg: Agg, schema: Schema) -> Field:
         dtype = {"f": "float64", "c": "complex128", "u": "uint64"}.get(letter, "int64")
         return Field(agg.name, ColumnType.fixed(dtype, kind.shape), field.attrs)
     attrs = field.attrs if agg.function == "mean" else ()
-    return Field(agg.name, ColumnType.fixed("complex128", kind.shape) if letter == "c" else ColumnType.fixed("float64", kind.shape) if kind.shape else FLOAT64, attrs)
+    return Field(agg.name, ColumnType.fixed("complex128" if letter == "c" else "float64", kind.shape), attrs)
 
 
 def final_of(agg: Agg, program: Program, schema: Schema) -> Final:

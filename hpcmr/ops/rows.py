@@ -128,10 +128,10 @@ class ChunkRows:
         keys, key_xor = self.source.keys(batch)
         values = self.source.values(batch)
         addresses, strides = np.array([values.ctypes.data], np.int64), np.array([8], np.int64)
-        reached = 0
+        bits, reached = partition_bits(self.partitions), 0
         while True:
-            reached = append_chunks(keys.ctypes.data, 8, np.uint64(key_xor), addresses, strides, reached, batch.nrows, partition_bits(self.partitions),
-                                    self.arena, self.stride, CHUNK_ROWS, self.opened, self.fill, self.owner, self.used)
+            reached = append_chunks(keys.ctypes.data, 8, np.uint64(key_xor), addresses, strides, reached, batch.nrows, bits, self.arena, self.stride,
+                                    CHUNK_ROWS, self.opened, self.fill, self.owner, self.used)
             self.used = int(self.owner[-1])
             if reached == batch.nrows:
                 return

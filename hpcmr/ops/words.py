@@ -9,7 +9,7 @@ import numpy as np
 
 from hpcmr.data.batch import Batch, BytesColumn, Column
 from hpcmr.data.schema import Field, Schema
-from hpcmr.io.source import Source
+from hpcmr.data.source import Source
 from hpcmr.io.text import TextSource
 from hpcmr.ops.contract import Origin
 from hpcmr.ops.parse import Index, Places, check_string, kept, output_schema, places_of

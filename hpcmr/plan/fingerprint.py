@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from hpcmr.io.source import Split
+from hpcmr.data.source import Split
 from hpcmr.plan.nodes import Apply, Keyed, Node, Read, chain
 
 DIGITS = 32

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from hpcmr.io.source import Source
+from hpcmr.data.source import Source
 from hpcmr.ops.contract import KeyedOperator, Step
 
 

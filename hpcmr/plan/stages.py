@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 
-from hpcmr.io.source import Source
+from hpcmr.data.source import Source
 from hpcmr.ops.contract import KeyedOperator, Step
 from hpcmr.ops.words import source_for
 from hpcmr.plan.nodes import Apply, Keyed, Node, Read, chain

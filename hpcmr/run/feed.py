@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpcmr.data.batch import Batch
-from hpcmr.io.source import BATCH_NBYTES, Source, Split
+from hpcmr.data.source import BATCH_NBYTES, Source, Split
 from hpcmr.ops.contract import KeyedOperator
 
 SLICE_NBYTES = 4 * BATCH_NBYTES

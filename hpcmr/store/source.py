@@ -9,8 +9,8 @@ from typing import Any
 
 from hpcmr.data.batch import Batch
 from hpcmr.data.schema import Schema
+from hpcmr.data.source import SPLIT_NBYTES, Split
 from hpcmr.errors import DataError, InputError
-from hpcmr.io.source import SPLIT_NBYTES, Split
 from hpcmr.store import manifest
 from hpcmr.store.publish import read_manifest
 from hpcmr.store.reader import StoredTable

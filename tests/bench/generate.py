@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,9 @@ def table(name: str, k: np.ndarray, v: np.ndarray) -> None:
     folder = DATA / f"{name}.parquet"
     folder.mkdir(parents=True, exist_ok=True)
     cuts = [len(k) * i // FILES for i in range(FILES + 1)]
-    for i, (a, b) in enumerate(zip(cuts, cuts[1:], strict=False)):
-        pq.write_table(pa.table({"k": k[a:b], "v": v[a:b]}), folder / f"part{i:02d}.parquet", compression="none", use_dictionary=False, row_group_size=1 << 20)
+    for i, (a, b) in enumerate(pairwise(cuts)):
+        part = pa.table({"k": k[a:b], "v": v[a:b]})
+        pq.write_table(part, folder / f"part{i:02d}.parquet", compression="none", use_dictionary=False, row_group_size=1 << 20)
     with h5py.File(DATA / f"{name}.h5", "w") as f:
         f["k"], f["v"] = k, v
 
@@ -62,7 +64,8 @@ def vocabulary(rng: np.random.Generator, n: int) -> list[bytes]:
     while len(words) < n:
         m = 1 << 18
         lengths = np.clip(np.rint(rng.normal(2.5 + 0.45 * np.log1p(np.arange(rank, rank + m)), 1.8)), 1, 20).astype(int)
-        letters = rng.choice(np.frombuffer(b"etaoinshrdlcumwfgypbvkjxqz", np.uint8), int(lengths.sum()), p=np.linspace(2, .1, 26) / np.linspace(2, .1, 26).sum()).tobytes()
+        often = np.linspace(2, 0.1, 26)
+        letters = rng.choice(np.frombuffer(b"etaoinshrdlcumwfgypbvkjxqz", np.uint8), int(lengths.sum()), p=often / often.sum()).tobytes()
         ends = np.cumsum(lengths)
         words.update((letters[a:b], None) for a, b in zip(ends - lengths, ends, strict=True))
         rank += m

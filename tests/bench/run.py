@@ -41,7 +41,8 @@ def ours(work: str, python: str, ranks: int, end: str) -> dict[str, Any]:
         for key, value in {"work": work, "data": ROOT / "data", "log": log, "end": end}.items():
             command += ["--set", f"{key}='{value}'"]
         began = time.perf_counter()
-        done = subprocess.run(command, capture_output=True, text=True, timeout=600, env={**os.environ, "PYTHONPATH": str(HERE.parent.parent)})
+        env = {**os.environ, "PYTHONPATH": str(HERE.parent.parent)}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=env)
         wall = time.perf_counter() - began
         if done.returncode:
             raise SystemExit(f"hpcmr failed on {work}:\n{done.stderr[-3000:]}")
@@ -62,7 +63,8 @@ def measure(work: str, args: argparse.Namespace) -> bool:
     ours(work, args.python, args.ranks, "keep")
     found: dict[str, list[dict[str, Any]]] = {}
     for i in range(args.reps):
-        runs = [("hpcmr", lambda: ours(work, args.python, args.ranks, "keep")), *((p, lambda p=p: peer(p, work, args.peer_python)) for p in args.peers)]
+        runs = [("hpcmr", lambda: ours(work, args.python, args.ranks, "keep"))]
+        runs += [(p, lambda p=p: peer(p, work, args.peer_python)) for p in args.peers]
         if i < args.published:
             runs.append(("hpcmr, published", lambda: ours(work, args.python, args.ranks, "write")))
         for name, go in runs:
@@ -94,7 +96,8 @@ def main() -> int:
     parser.add_argument("--python", default=sys.executable, help="Python that has hpcmr's dependencies and an MPI")
     parser.add_argument("--peer-python", default=sys.executable, help="Python that has duckdb and polars")
     args = parser.parse_args()
-    return 0 if all([measure(work, args) for work in args.works]) else 1
+    agree = [measure(work, args) for work in args.works]
+    return 0 if all(agree) else 1
 
 
 if __name__ == "__main__":

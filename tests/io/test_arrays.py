@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpcmr.data.schema import Schema
+from hpcmr.data.source import Split
 from hpcmr.errors import InputError
 from hpcmr.io.arrays import ArraySource, local_pieces
-from hpcmr.io.source import Split
 
 
 def together(parts: list[dict[str, Any]], **options: Any) -> tuple[list[ArraySource], list[tuple[Schema, list[Split]]]]:

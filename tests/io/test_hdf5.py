@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from hpcmr.data.batch import Batch
 from hpcmr.data.schema import Schema
+from hpcmr.data.source import Split
 from hpcmr.errors import DataError, JobSpecError
 from hpcmr.io.hdf5 import Hdf5Source
 from hpcmr.io.hdf5_layout import Axis, Raw, Stored
-from hpcmr.io.source import Split
 
 NUMBERS = ["i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", "c8", "c16"]
 TYPES = ["?", "S5", *(order + t for t in NUMBERS for order in "<>")]

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpcmr.data.batch import Batch, BytesColumn
+from hpcmr.data.source import Split
 from hpcmr.errors import DataError, InputError, JobSpecError
-from hpcmr.io.source import Split
 from hpcmr.io.text import TextSource
 
 PIECES = [b"\n", b"\n", b"\r\n", b"\r", b" ", b"\t", b"a", b"word", b"\0", b"\xff\xfe", "é".encode(), b"some more words", b"x" * 50]

@@ -11,7 +11,7 @@ import numpy as np
 from hpcmr.data.batch import Batch, FixedColumn
 from hpcmr.data.partitioning import Partitioned, partition_bits
 from hpcmr.data.schema import FLOAT64, INT64, Schema
-from hpcmr.io.source import Split
+from hpcmr.data.source import Split
 from hpcmr.ops.contract import Origin
 from hpcmr.plan.stages import StageSpec
 
