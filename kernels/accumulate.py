@@ -6,7 +6,8 @@ of its input values, the address of their validity bytes (or 0), and the words o
 over a few hundred rows whose states are in the first-level cache, so that interpreting costs nothing per row, and no combination of
 aggregates needs a kernel of its own. `STATS_F` is sum, min and max of one float column in one loop, the commonest trio.
 
-Every operation is exact or commutative, so the order of rows and merges never shows.
+Every operation is exact or commutative, so the order of rows and merges never shows. In hot loops indices are unsigned: a signed one
+is tested for being negative at every access.
 """
 
 from __future__ import annotations
@@ -73,59 +74,59 @@ def apply_program(T, F, js, n, first, program, wide, used, origin, trash, jm, so
         if op == STATS_F:
             ns = 0
             for i in range(n):
-                o = j[i] + at
+                o = U(j[U(i)] + at)
                 b = peek64(base + i * step)
                 y = bits_float(b)
                 e = I((b >> U(52)) & U(0x7FF))
                 sign = I(b) >> I(63)
                 m = (I((b & MANTISSA) | IMPLICIT) ^ sign) - sign
                 s = e - I(T[o])                       # flags make it very negative
-                lo = T[o + 1]
-                hi = T[o + 2]
+                lo = T[o + U(1)]
+                hi = T[o + U(2)]
                 if U(s) <= U(SPAN) and e != 0:
                     lo, hi = add_shifted(lo, hi, m, s)
-                    T[o + 1] = lo
-                    T[o + 2] = hi
+                    T[o + U(1)] = lo
+                    T[o + U(2)] = hi
                 elif T[o] == U(1) and e != 0 and e != 2047 and lo == U(0) and hi == U(0):
                     g = min(max(e - 21, I(1)), I(BASE_MAX))          # a fresh state: its window is set here
-                    T[o] = U(g)
                     lo, hi = add_shifted(U(0), U(0), m, e - g)
-                    T[o + 1] = lo
-                    T[o + 2] = hi
+                    T[o] = U(g)
+                    T[o + U(1)] = lo
+                    T[o + U(2)] = hi
                 else:
-                    so[ns] = o
-                    sv[ns] = y
+                    so[U(ns)] = I(o)
+                    sv[U(ns)] = y
                     ns += 1
-                q = F[o + 3]
-                F[o + 3] = y if y < q else q
-                q = F[o + 4]
-                F[o + 4] = y if y > q else q
+                q = F[o + U(3)]
+                F[o + U(3)] = y if y < q else q
+                q = F[o + U(4)]
+                F[o + U(4)] = y if y > q else q
             for i in range(ns):
                 deposit(T, so[i], sv[i], wide, used)
         elif op == SUM_F:
             ns = 0
             for i in range(n):
-                o = j[i] + at
+                o = U(j[U(i)] + at)
                 b = peek64(base + i * step)
                 e = I((b >> U(52)) & U(0x7FF))
                 sign = I(b) >> I(63)
                 m = (I((b & MANTISSA) | IMPLICIT) ^ sign) - sign
                 s = e - I(T[o])
-                lo = T[o + 1]
-                hi = T[o + 2]
+                lo = T[o + U(1)]
+                hi = T[o + U(2)]
                 if U(s) <= U(SPAN) and e != 0:
                     lo, hi = add_shifted(lo, hi, m, s)
-                    T[o + 1] = lo
-                    T[o + 2] = hi
+                    T[o + U(1)] = lo
+                    T[o + U(2)] = hi
                 elif T[o] == U(1) and e != 0 and e != 2047 and lo == U(0) and hi == U(0):
-                    g = min(max(e - 21, I(1)), I(BASE_MAX))          # a fresh state: its window is set here
-                    T[o] = U(g)
+                    g = min(max(e - 21, I(1)), I(BASE_MAX))
                     lo, hi = add_shifted(U(0), U(0), m, e - g)
-                    T[o + 1] = lo
-                    T[o + 2] = hi
+                    T[o] = U(g)
+                    T[o + U(1)] = lo
+                    T[o + U(2)] = hi
                 else:
-                    so[ns] = o
-                    sv[ns] = bits_float(b)
+                    so[U(ns)] = I(o)
+                    sv[U(ns)] = bits_float(b)
                     ns += 1
             for i in range(ns):
                 deposit(T, so[i], sv[i], wide, used)

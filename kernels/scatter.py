@@ -28,12 +28,12 @@ def append_rows(key_address, key_stride, key_xor, value_addresses, value_strides
         for i in range(start, n):
             x = peek64(key_address + i * key_stride) ^ key_xor
             b = I(fold(U(0), x) >> sh)
-            f = fill[b]
+            f = fill[U(b)]
             o = b * stride + 2 * f
-            buffers[o] = x
-            buffers[o + 1] = peek64(va + i * vs)
+            buffers[U(o)] = x
+            buffers[U(o + 1)] = peek64(va + i * vs)
             f += 1
-            fill[b] = f
+            fill[U(b)] = f
             if f == capacity:
                 full[0] = b
                 return i + 1
@@ -66,25 +66,27 @@ def append_chunks(key_address, key_stride, key_xor, value_addresses, value_strid
     W = V + 1
     sh = U(64 - bits)
     chunks = owner.size - 1
+    va = value_addresses[0] if V else I(0)
+    vs = value_strides[0] if V else I(0)
     for i in range(start, n):
         x = peek64(key_address + i * key_stride) ^ key_xor
-        b = I(fold(U(0), x) >> sh) if bits else I(0)
+        b = U(fold(U(0), x) >> sh) if bits else U(0)
         f = fill[b]
         if f == capacity or opened[b] < 0:
             if used == chunks:
                 owner[chunks] = used
                 return i
             opened[b] = used
-            owner[used] = b
+            owner[U(used)] = I(b)
             used += 1
             f = 0
         o = opened[b] * stride + W * f
-        arena[o] = x
+        arena[U(o)] = x
         if V == 1:
-            arena[o + 1] = peek64(value_addresses[0] + i * value_strides[0])
+            arena[U(o + 1)] = peek64(va + i * vs)
         else:
             for v in range(V):
-                arena[o + 1 + v] = peek64(value_addresses[v] + i * value_strides[v])
+                arena[U(o + 1 + v)] = peek64(value_addresses[v] + i * value_strides[v])
         fill[b] = f + 1
     owner[chunks] = used
     return n

@@ -34,27 +34,27 @@ def consume_one(key_address, key_stride, key_xor, start, n, T, F, R, shift, limi
         base = key_address + b * key_stride
         for i in range(m):
             j = I(fold(U(0), peek64(base + i * key_stride) ^ key_xor) >> U(shift)) * R
-            js[i] = j
+            js[U(i)] = j
             prefetch(T, j)
         for i in range(m):
             x = peek64(base + i * key_stride) ^ key_xor
-            o = js[i]
+            o = js[U(i)]
             while True:
-                rows = T[o + 1]
-                if T[o] == x and rows != U(0):
-                    T[o + 1] = rows + U(1)
+                rows = T[U(o + 1)]
+                if T[U(o)] == x and rows != U(0):
+                    T[U(o + 1)] = rows + U(1)
                     break
                 if rows == U(0):
-                    T[o] = x
-                    T[o + 1] = U(1)
+                    T[U(o)] = x
+                    T[U(o + 1)] = U(1)
                     for q in range(2, R):
-                        T[o + q] = init[q]
+                        T[U(o + q)] = init[U(q)]
                     groups += 1
                     break
                 o += R
                 if o == end:
                     o = 0
-            js[i] = o
+            js[U(i)] = o
         apply_program(T, F, js, m, b, program, wide, used, origin, end, jm, so, sv, long_starts, long_ends, long_data)
     count[0] = groups
     return n

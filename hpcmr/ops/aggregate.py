@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpcmr.data.batch import Batch, BytesColumn, FixedColumn
-from hpcmr.data.keys import INLINE_NBYTES, KeyLayout, KeyWords, as_strings, as_words, decode_key, encode_keys, word_count
+from hpcmr.data.keys import KeyLayout, KeyWords, as_strings, as_words, decode_key, encode_keys, word_count
 from hpcmr.data.partitioning import PARTITION_NBYTES, Partitioned
 from hpcmr.data.schema import Field, Schema
 from hpcmr.errors import ConservationError, JobSpecError
@@ -150,7 +150,7 @@ class Aggregate:
         keep: list[Any] = [self._fill(batch)]
         first = self.keys[0]
         column = batch[first]
-        if len(self.keys) == 1 and column.valid is None and isinstance(column, BytesColumn) and _mostly_short(column):
+        if len(self.keys) == 1 and column.valid is None and isinstance(column, BytesColumn):
             self.table.add(Rows(batch.nrows, strings=column), self.array, self._origin(origin))
             return
         if self.layout.width == 1:
@@ -287,11 +287,6 @@ class Aggregate:
         """Every row that came in, on any rank, is counted in exactly one group."""
         if rows_global != rows_out_global:
             raise ConservationError(f"group_by took in {rows_global:,} rows and its groups count {rows_out_global:,}")
-
-
-def _mostly_short(strings: BytesColumn) -> bool:
-    """At most one string in a thousand is longer than what a key holds in place."""
-    return int(np.count_nonzero(strings.ends - strings.starts > INLINE_NBYTES)) * 1000 <= len(strings)
 
 
 def _larger(old: KeyWords | None, new: KeyWords) -> KeyWords:

@@ -98,17 +98,19 @@ class GroupTable:
 
     def add(self, rows: Rows, program: NDArray[np.int64], origin: int) -> None:
         """Add rows to their groups; `program` has its addresses filled in."""
-        reached = 0
+        reached, step = 0, len(self.js)
         while reached < rows.count:
             reached = self._run(rows, program, np.uint64(origin), reached)
             if reached < rows.count and self.groups[1] == 1:
-                reached = self._step_with_long(rows, program, np.uint64(origin), reached)
+                reached = self._step_with_long(rows, program, np.uint64(origin), reached, min(reached + step, rows.count))
+                step *= 2                     # where long strings are common, larger and larger steps are taken this way
             elif reached < rows.count:
                 self.make_room()
 
     def _run(self, rows: Rows, program: NDArray[np.int64], origin: np.uint64, reached: int) -> int:
         from hpcmr.kernels import table as k
 
+        self.groups[1] = 0
         common = (self.T, self.F, self.stride, 64 - self.bits, load_limit(self.bits), self.groups, self.init, program, self.wide, self.wide_used,
                   self.room, origin, self.js, self.jm, self.so, self.sv, self.long.starts, self.long.ends, self.long.data)
         if rows.strings is not None:
@@ -123,13 +125,11 @@ class GroupTable:
 
         return int(k.consume_strings(strings.starts, strings.ends, strings.data, self.encoded, reached, len(strings), *common))
 
-    def _step_with_long(self, rows: Rows, program: NDArray[np.int64], origin: np.uint64, reached: int) -> int:
-        """The few rows of a step that holds a long string: encoded, interned, and added at their place in the batch."""
-        from hpcmr.kernels.accumulate import MICRO
+    def _step_with_long(self, rows: Rows, program: NDArray[np.int64], origin: np.uint64, reached: int, stop: int) -> int:
+        """Rows up to `stop`, long strings among them: encoded, interned, and added at their place in the batch."""
         from hpcmr.kernels.keys import encode_strings
 
         assert rows.strings is not None
-        stop = min(reached + MICRO, rows.count)
         words, hashes = np.zeros((stop, 3), np.uint64), np.zeros(stop, np.uint64)
         some = rows.strings.slice(reached, stop)
         encode_strings(some.starts, some.ends, some.data, words[reached:].reshape(-1), 3, 0, hashes[reached:])
@@ -232,11 +232,12 @@ class GroupTable:
 
 
 class StringCounts(GroupTable):
-    """Groups of one string that are only counted: strings of up to seven bytes lie in a table of their own."""
+    """Groups of one string that are only counted: strings of up to eight bytes lie in a table of their own."""
 
     def _allocate(self, bits: int) -> None:
         super()._allocate(bits)
         if not hasattr(self, "short"):
+            self.slots = np.empty(len(self.encoded) // 4, np.uint64)
             self._allocate_short(BITS_MIN)
 
     def _allocate_short(self, bits: int) -> None:
@@ -250,7 +251,7 @@ class StringCounts(GroupTable):
     def _run_strings(self, strings: BytesColumn, common: tuple[Any, ...], reached: int) -> int:
         from hpcmr.kernels.count_strings import count_strings
 
-        return int(count_strings(strings.starts, strings.ends, strings.data, self.encoded, self.js, self.jm, reached, len(strings), self.short,
+        return int(count_strings(strings.starts, strings.ends, strings.data, self.encoded, self.slots, self.jm, reached, len(strings), self.short,
                                  64 - self.short_bits, load_limit(self.short_bits), self.T, 64 - self.bits, load_limit(self.bits), self.groups))
 
     def make_room(self) -> None:
