@@ -36,5 +36,11 @@ def test_links_of_page_lead_somewhere(page: Path) -> None:
             assert (page.parent / target).exists(), f"{name(page)} links to {target}, which is not there"
 
 
+@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "CONTRIBUTING.md"], ids=name)
+def test_files_that_are_named_are_there(page: Path) -> None:
+    for target in re.findall(r"`((?:tests|hpcmr|kernels|docs|examples)/[\w/.-]*)`", page.read_text()):
+        assert (ROOT / target).exists(), f"{name(page)} names {target}, which is not there"
+
+
 def test_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) < 120

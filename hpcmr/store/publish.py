@@ -23,6 +23,7 @@ def check_free(folder: Path) -> None:
     try:
         names = os.listdir(folder)
     except FileNotFoundError:
+        _check_writable(folder)
         return
     except NotADirectoryError:
         raise Refused(f"the output {str(folder)!r} is a file; choose another path") from None
@@ -31,6 +32,16 @@ def check_free(folder: Path) -> None:
     if names:
         kind = "is there already" if paths.MANIFEST in names else "is a folder that holds other things"
         raise Refused(f"the output {str(folder)!r} {kind}; choose another path, or remove it")
+
+
+def _check_writable(folder: Path) -> None:
+    """Raise `Refused` if the nearest folder above `folder` takes no new files; a job that ran for hours must not find out at its end."""
+    above = folder.absolute().parent
+    while not above.exists():
+        above = above.parent
+    if not os.access(above, os.W_OK | os.X_OK):
+        why = "is on a read-only file system" if os.statvfs(above).f_flag & os.ST_RDONLY else "is not writable for you"
+        raise Refused(f"the output {str(folder)!r} cannot be made: {str(above)!r} {why}; choose another path")
 
 
 def existing(folder: Path) -> Manifest | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +71,10 @@ def dangling(folder: Path) -> None:
     (folder / "in.h5").symlink_to(folder / "gone.h5")
 
 
+def pipe(folder: Path) -> None:
+    os.mkfifo(folder / "in.h5")
+
+
 def two_schemas(folder: Path) -> None:
     EVENTS(folder)
     (folder / "in.h5").rename(folder / "a.h5")
@@ -85,6 +90,7 @@ CASES = [
     Case("no-input", TABLE.format(SUM), nothing, 2, ("nothing*.h5",), ("input=nothing*.h5",)),
     Case("missing-file", TABLE.format(SUM), nothing, 2, ("in.h5",)),
     Case("dangling-link", TABLE.format(SUM), dangling, 2, ("in.h5",)),
+    Case("pipe", TABLE.format(SUM), pipe, 2, ("in.h5", "regular file")),
     Case("empty-file", TABLE.format(SUM), raw(b""), 2, ("in.h5", "empty")),
     Case("not-hdf5", TABLE.format(SUM), raw(b"no HDF5 file\n" * 100), 2, ("in.h5", "HDF5")),
     Case("truncated", TABLE.format(SUM), truncated, 2, ("in.h5", "truncated")),
@@ -180,6 +186,20 @@ def test_error_without_a_launcher(tmp_path: Path) -> None:
     expect(tmp_path, ["job", "job.py", "--set", "input=in.h5"], 2, ("in.h5",), n=0)
 
 
+@needs_launcher
+def test_one_rank_of_many_splits_fails(tmp_path: Path) -> None:
+    """A file of several splits, and one row that the function does not take: all ranks end, with one report that names the split."""
+    values = np.ones(8_000_000)
+    values[5_000_000] = -1.0
+    columns(key=np.zeros(len(values), np.int64), value=values)(tmp_path)
+    function = "@mr.batch\ndef f(cols):\n    if (cols['value'] < 0).any():\n        raise ValueError('below zero')\n    return {'x': cols['value']}\n"
+    (tmp_path / "job.py").write_text(TABLE.format(f"t.map(f){WRITE}") + function)
+    began = time.monotonic()
+    said = expect(tmp_path, ["job", "job.py", "--set", "input=in.h5"], 1, ("ValueError: below zero", "in.h5", "job.py", "f"))
+    assert "rank" in said
+    assert time.monotonic() - began < 30
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 4 MB."""
@@ -201,6 +221,15 @@ def test_disk_full_while_writing(tmp_path: Path, small_disk: Path) -> None:
     assert "No space left" in done.stderr
     assert str(small_disk) in done.stderr
     assert not list(small_disk.iterdir()), "temporary files are left"
+
+
+@needs_launcher
+@pytest.mark.disk_full
+def test_output_on_a_read_only_disk(tmp_path: Path, small_disk: Path) -> None:
+    EVENTS(tmp_path)
+    (tmp_path / "job.py").write_text(TABLE.format(SUM))
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    expect(tmp_path, ["job", "job.py", "--set", "input=in.h5", "--set", f"output.out={small_disk}/out"], 2, (str(small_disk), "ead-only"))
 
 
 @needs_launcher
