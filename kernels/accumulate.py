@@ -17,11 +17,30 @@ import numpy as np
 from hpcmr.kernels.bits import I, U, add128, add_shifted, bits_float, fma, peek8, peek64
 from hpcmr.kernels.exact_sum import BASE_MAX, IMPLICIT, MANTISSA, SPAN, deposit, merge_sum
 from hpcmr.kernels.jit import inner
-
-COUNT, SUM_F, STATS_F, MIN_F, MAX_F, SQUARES_F, SUM_I, SUM_U, MIN_I, MAX_I, MIN_U, MAX_U, FIRST, LAST, MIN_S, MAX_S, NULLS = range(17)
-OP, PLACE, ADDRESS, STRIDE, MASK, WORDS = range(6)
-MICRO = 256
-"""Rows between two looks at the program: their states fit in the first-level cache."""
+from hpcmr.kernels.opcodes import (
+    ADDRESS,
+    COUNT,
+    FIRST,
+    LAST,
+    MASK,
+    MAX_F,
+    MAX_I,
+    MAX_U,
+    MIN_F,
+    MIN_I,
+    MIN_S,
+    MIN_U,
+    NULLS,
+    OP,
+    PLACE,
+    SQUARES_F,
+    STATS_F,
+    STRIDE,
+    SUM_F,
+    SUM_I,
+    SUM_U,
+    WORDS,
+)
 
 
 @inner

@@ -8,10 +8,10 @@ would be tested for being negative at every access (20 % of the time here).
 
 from __future__ import annotations
 
-from hpcmr.kernels.accumulate import MICRO
 from hpcmr.kernels.bits import I, U, bswap, ctz, load8, prefetch
 from hpcmr.kernels.jit import inner, kernel
 from hpcmr.kernels.keys import INLINE_NBYTES, fold, leading, load_be
+from hpcmr.kernels.opcodes import MICRO
 
 SHORT_NBYTES = 8
 GREW, LONG_STRING, SHORT_FULL, MAIN_FULL = 0, 1, 2, 3

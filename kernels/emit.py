@@ -31,7 +31,7 @@ from numba.core import config as _config
 from numba.core.errors import TypingError
 from numba.extending import overload
 
-from hpcmr.kernels.jit import cache_root, source_digest
+from hpcmr.kernels.cache import cache_root, source_digest
 from hpcmr.kernels.rewrite import FOLD_SOURCE, Column, KernelTrouble, definition, driver_of, ours, statements
 
 # User code is checked: an index out of range or a division by zero is an error with a record number, never a wild read.

@@ -18,6 +18,7 @@ import numpy as np
 
 from hpcmr.kernels.bits import I, U, add128, add_shifted, bits_float, clz, ctz, float_bits, fma
 from hpcmr.kernels.jit import helper, inner
+from hpcmr.kernels.opcodes import DIGITS
 
 SPAN = 42                       # how far above the base exponent a value may lie
 WIDE = U(1 << 59)               # lo is the number of a wide row
@@ -29,7 +30,6 @@ BASE = U(0xFFFF)
 BASE_MAX = 2004                 # 2047 - SPAN - 1: infinities and NaN never pass the fast test
 MANTISSA = U((1 << 52) - 1)
 IMPLICIT = U(1 << 52)
-DIGITS = 70
 DIGIT = U(0xFFFFFFFF)
 
 

@@ -7,9 +7,10 @@ For row i: each long string among `string_places` (in order) as its length in 8 
 from __future__ import annotations
 
 from hpcmr.kernels.bits import I, U, load8, store8
-from hpcmr.kernels.exact_sum import DIGITS, WIDE
+from hpcmr.kernels.exact_sum import WIDE
 from hpcmr.kernels.jit import kernel
 from hpcmr.kernels.keys import LONG
+from hpcmr.kernels.opcodes import DIGITS
 
 _WIDE_NBYTES = 8 * DIGITS
 

@@ -6,50 +6,14 @@ hence the cache folder is named by a digest of every file of this package, the c
 
 from __future__ import annotations
 
-import hashlib
 import os
-import platform
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numba
-import numpy as np
 from numba.core import config as _config
 
-HERE = Path(__file__).resolve().parent
-
-
-def _cpu() -> str:
-    try:
-        import llvmlite.binding as ll
-
-        return f"{ll.get_host_cpu_name()}|{ll.get_host_cpu_features().flatten()}"
-    except RuntimeError:
-        return platform.processor()
-
-
-def source_digest() -> str:
-    """Digest of all that decides what the compiler makes of this package; 16 hex digits."""
-    h = hashlib.sha256(f"{numba.__version__}|{np.__version__}|{platform.python_version()}|{_cpu()}".encode())
-    for path in sorted(HERE.glob("*.py")):
-        h.update(path.name.encode() + b"\0" + path.read_bytes())
-    return h.hexdigest()[:16]
-
-
-def cache_root() -> Path:
-    """Folder of caches: ``$HPCMR_KERNEL_CACHE``, else ``$XDG_CACHE_HOME/hpcmr``, else ``~/.cache/hpcmr``, else a temporary one of the user's."""
-    chosen = os.environ.get("HPCMR_KERNEL_CACHE")
-    if chosen:
-        return Path(chosen)
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    if os.access(base if base.exists() else base.parent, os.W_OK):
-        return base / "hpcmr"
-    return Path(tempfile.gettempdir()) / f"hpcmr-{os.getuid()}"
-
-
-CACHE = cache_root() / f"kernels-{source_digest()}"
+from hpcmr.kernels.cache import CACHE
 
 helper: Callable[..., Any] = numba.njit(inline="always", nogil=True)
 """A function that is inlined where it is called: handing arrays to one that is not made row loops 2.4 times slower."""

@@ -1,6 +1,6 @@
-"""Rows to buckets: by the top bits of the hash, into chunks that are used again.
+"""Bare rows by partition: by the top bits of the hash, into chunks that are used again.
 
-A row is one key word and V value words, side by side. Appending to one open chunk per bucket costs 2.8 ns a row; a histogram with
+A row is one key word and V value words, side by side. Appending to one open chunk per partition costs 2.8 ns a row; a histogram with
 write-combining buffers cost 6.8. Chunks are padded by 24 words against cache aliasing.
 """
 
@@ -11,48 +11,6 @@ from hpcmr.kernels.jit import kernel
 from hpcmr.kernels.keys import fold
 
 CHUNK_PAD = 24
-
-
-@kernel("int64(int64, int64, uint64, int64[::1], int64[::1], int64, int64, int64, uint64[::1], int64, int64, int64[::1], int64[::1])")
-def append_rows(key_address, key_stride, key_xor, value_addresses, value_strides, start, n, bits, buffers, stride, capacity, fill, full):
-    """Append rows start .. n - 1 to bucket buffers; bucket b lies at word ``b * stride`` and takes `capacity` rows.
-
-    Returns the row reached, and in full[0] the bucket that is full there, or -1.
-    """
-    V = value_addresses.size
-    W = V + 1
-    sh = U(64 - bits)
-    if V == 1:
-        va = value_addresses[0]
-        vs = value_strides[0]
-        for i in range(start, n):
-            x = peek64(key_address + i * key_stride) ^ key_xor
-            b = I(fold(U(0), x) >> sh)
-            f = fill[U(b)]
-            o = b * stride + 2 * f
-            buffers[U(o)] = x
-            buffers[U(o + 1)] = peek64(va + i * vs)
-            f += 1
-            fill[U(b)] = f
-            if f == capacity:
-                full[0] = b
-                return i + 1
-    else:
-        for i in range(start, n):
-            x = peek64(key_address + i * key_stride) ^ key_xor
-            b = I(fold(U(0), x) >> sh)
-            f = fill[b]
-            o = b * stride + W * f
-            buffers[o] = x
-            for v in range(V):
-                buffers[o + 1 + v] = peek64(value_addresses[v] + i * value_strides[v])
-            f += 1
-            fill[b] = f
-            if f == capacity:
-                full[0] = b
-                return i + 1
-    full[0] = -1
-    return n
 
 
 @kernel("int64(int64, int64, uint64, int64[::1], int64[::1], int64, int64, int64, uint64[::1], int64, int64, int64[::1], int64[::1], "

@@ -7,23 +7,19 @@ size: 36 million rows/s at 0.48, 63 at 0.24 (a million keys), so growing starts 
 
 from __future__ import annotations
 
-from hpcmr.kernels.accumulate import MICRO, apply_program
+from hpcmr.kernels.accumulate import apply_program
 from hpcmr.kernels.bits import I, U, bswap, load8, peek64, prefetch
-from hpcmr.kernels.jit import kernel
+from hpcmr.kernels.jit import inner, kernel
 from hpcmr.kernels.keys import INLINE_NBYTES, LONG, fold, leading, load_be
+from hpcmr.kernels.opcodes import ADDRESS, MICRO
 
 _STATE = "uint64[::1], float64[::1], int64, int64, int64, int64[::1], uint64[::1], int64[:, ::1], int64[:, ::1], int64[::1], int64, uint64"
 _SCRATCH = "int64[::1], int64[::1], int64[::1], float64[::1], int64[::1], int64[::1], uint8[::1]"
 
 
-@kernel(f"int64(int64, int64, uint64, int64, int64, {_STATE}, {_SCRATCH})")
-def consume_one(key_address, key_stride, key_xor, start, n, T, F, R, shift, limit, count, init, program, wide, used, room, origin, js, jm, so, sv,
-                long_starts, long_ends, long_data):
-    """Rows start .. n - 1 with keys of one word, read from memory and turned by `key_xor`.
-
-    count[0] is the number of groups. Stops, and returns the row reached, before a step that might pass `limit` groups or leave
-    fewer than `room` wide rows.
-    """
+@inner
+def _consume_one(key_address, key_stride, key_xor, start, n, T, F, R, shift, limit, count, init, program, wide, used, room, origin,
+                 js, jm, so, sv, long_starts, long_ends, long_data):
     end = T.size - R
     groups = count[0]
     for b in range(start, n, MICRO):
@@ -57,6 +53,52 @@ def consume_one(key_address, key_stride, key_xor, start, n, T, F, R, shift, limi
             js[U(i)] = o
         apply_program(T, F, js, m, b, program, wide, used, origin, end, jm, so, sv, long_starts, long_ends, long_data)
     count[0] = groups
+    return n
+
+
+@kernel(f"int64(int64, int64, uint64, int64, int64, {_STATE}, {_SCRATCH})")
+def consume_one(key_address, key_stride, key_xor, start, n, T, F, R, shift, limit, count, init, program, wide, used, room, origin, js, jm, so, sv,
+                long_starts, long_ends, long_data):
+    """Rows start .. n - 1 with keys of one word, read from memory and turned by `key_xor`.
+
+    count[0] is the number of groups. Stops, and returns the row reached, before a step that might pass `limit` groups or leave
+    fewer than `room` wide rows.
+    """
+    return _consume_one(key_address, key_stride, key_xor, start, n, T, F, R, shift, limit, count, init, program, wide, used, room, origin, js, jm, so, sv,
+                        long_starts, long_ends, long_data)
+
+
+@kernel(f"int64(int64, int64, uint64, int64, int64, int64, int64, uint64[::1], int64, int64, int64[::1], int64[::1], {_STATE}, {_SCRATCH})")
+def consume_buckets(key_address, key_stride, key_xor, value_address, start, n, bits, buffers, stride, capacity, fill, full, T, F, R, shift,
+                    limit, count, init, program, wide, used, room, origin, js, jm, so, sv, long_starts, long_ends, long_data):
+    """Rows (one key word, one float64 value) to buckets by the top bits of their hash; a full bucket goes into the table at once.
+
+    Bucket b lies at word ``b * stride`` and takes `capacity` rows. Returns the row reached: n, or behind the row that filled a
+    bucket which could not be emptied; full is that bucket and the rows of it that are in the table, or -1.
+    """
+    sh = U(64 - bits)
+    base = I(buffers.ctypes.data)
+    for i in range(start, n):
+        x = peek64(key_address + i * key_stride) ^ key_xor
+        b = I(fold(U(0), x) >> sh)
+        f = fill[U(b)]
+        o = b * stride + 2 * f
+        buffers[U(o)] = x
+        buffers[U(o + 1)] = peek64(value_address + 8 * i)
+        f += 1
+        fill[U(b)] = f
+        if f == capacity:
+            at = base + 8 * b * stride
+            for p in range(program.shape[0]):
+                program[p, ADDRESS] = at + 8
+            reached = _consume_one(at, 16, U(0), 0, capacity, T, F, R, shift, limit, count, init, program, wide, used, room, origin,
+                                   js, jm, so, sv, long_starts, long_ends, long_data)
+            if reached < capacity:
+                full[0] = b
+                full[1] = reached
+                return i + 1
+            fill[U(b)] = 0
+    full[0] = -1
     return n
 
 

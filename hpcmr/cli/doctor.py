@@ -40,8 +40,8 @@ try:
 except Exception as e:
     out["hdf5"] = ["", str(e)]
 try:
-    from hpcmr.kernels import jit
-    out["cache"] = [str(jit.cache_root()), ""]
+    from hpcmr.kernels import cache
+    out["cache"] = [str(cache.cache_root()), ""]
 except Exception as e:
     out["cache"] = ["", f"{type(e).__name__}: {e}"]
 print(json.dumps(out))

@@ -90,6 +90,8 @@ def prepare(args: argparse.Namespace) -> Order:
 
 def run(args: argparse.Namespace) -> int:
     """Run the job on all ranks. Returns the same exit code on each."""
+    # NumPy asks for huge pages, and the kernel then makes room for them while we wait: small pages made W2a 20 % faster.
+    os.environ.setdefault("NUMPY_MADVISE_HUGEPAGE", "0")
     from hpcmr.comm.world import World
 
     world = World.of()

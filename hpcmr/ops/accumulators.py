@@ -71,7 +71,7 @@ class Program:
 
     @property
     def has_origin(self) -> bool:
-        from hpcmr.kernels.accumulate import FIRST, LAST
+        from hpcmr.kernels.opcodes import FIRST, LAST
 
         return any(op in (FIRST, LAST) for op, *_ in self.instructions)
 
@@ -84,7 +84,7 @@ class Program:
 
     def array(self, base: int) -> NDArray[np.int64]:
         """The program as kernels take it, addresses still empty; `base` is the first accumulator word of a row."""
-        from hpcmr.kernels.accumulate import OP, PLACE, WORDS
+        from hpcmr.kernels.opcodes import OP, PLACE, WORDS
 
         out = np.zeros((len(self.instructions), 6), np.int64)
         for i, (op, at, _, _, words) in enumerate(self.instructions):
@@ -129,7 +129,7 @@ def _check(agg: Agg, kind: ColumnType) -> None:
 
 def needs(agg: Agg, letter: str) -> tuple[int, ...]:
     """Instructions that an aggregate needs on its input."""
-    from hpcmr.kernels import accumulate as k
+    from hpcmr.kernels import opcodes as k
 
     total = {"f": k.SUM_F, "i": k.SUM_I, "u": k.SUM_U, "s": -1}[letter]
     least = {"f": k.MIN_F, "i": k.MIN_I, "u": k.MIN_U, "s": k.MIN_S}[letter]
@@ -146,7 +146,7 @@ def compile_program(schema: Schema, aggs: Sequence[Agg]) -> Program:
     JobSpecError
         For a column that is not there, or of a type that the function does not take.
     """
-    from hpcmr.kernels.accumulate import NULLS
+    from hpcmr.kernels.opcodes import NULLS
 
     wanted: dict[Input, dict[int, None]] = {}
     program = Program()
@@ -169,7 +169,7 @@ def compile_program(schema: Schema, aggs: Sequence[Agg]) -> Program:
 
 
 def _lay_out(program: Program, source: Input, ops: list[int], kind: ColumnType) -> None:
-    from hpcmr.kernels import accumulate as k
+    from hpcmr.kernels import opcodes as k
 
     whole = [op for op in ops if op in (k.FIRST, k.LAST, k.MIN_S, k.MAX_S)]
     for op in whole:
@@ -193,7 +193,7 @@ def _lay_out(program: Program, source: Input, ops: list[int], kind: ColumnType) 
 
 
 def _fresh(op: int) -> list[int]:
-    from hpcmr.kernels import accumulate as k
+    from hpcmr.kernels import opcodes as k
 
     return {k.SUM_F: [1, 0, 0], k.SQUARES_F: [1, 0, 0], k.SUM_I: [0, 0], k.SUM_U: [0, 0], k.MIN_F: [_bits(np.inf)], k.MAX_F: [_bits(-np.inf)],
             k.MIN_I: [(1 << 63) - 1], k.MAX_I: [1 << 63], k.MIN_U: [(1 << 64) - 1], k.MAX_U: [0]}[op]

@@ -25,11 +25,12 @@ from hpcmr.ops.accumulators import Agg, compile_program
 from hpcmr.ops.contract import Origin, StageContext
 from hpcmr.ops.finals import Final, States, final_of, result_field
 from hpcmr.ops.reduce_partition import PartitionReducer
-from hpcmr.ops.rows import BucketRows, ChunkRows, RawInput
-from hpcmr.ops.table import GroupTable, Rows, StringCounts
+from hpcmr.ops.rows import BUCKETS_NBYTES, BucketRows, ChunkRows, RawInput
+from hpcmr.ops.table import GroupTable, Rows, StringCounts, load_limit
 
 ORIGIN_BITS = 40
 RADIX_KEYS_MIN = 100_000
+SAMPLE_ROWS_MIN = 10_000        # a smaller sample is a small input: the way does not matter
 
 
 class Aggregate:
@@ -68,8 +69,8 @@ class Aggregate:
         keys = tuple(Field(n, schema[n].type, schema[n].attrs) for n in self.keys)
         return Schema(keys + tuple(result_field(a, schema) for a in self.aggs))
 
-    def compile(self) -> None:
-        """Import the kernels that this operator may call."""
+    def import_kernels(self) -> None:
+        """Import the kernels that this operator may call, to be compiled by one rank of a node."""
         from hpcmr.kernels import extra, finish, keys, sort, table  # noqa: F401
 
         if self.layout.has_strings:
@@ -103,7 +104,7 @@ class Aggregate:
         chosen = self.strategy
         raw_input = self._raw_input()
         keys = rows = 0.0
-        if estimate is not None and estimate.nrows:
+        if estimate is not None and estimate.nrows >= SAMPLE_ROWS_MIN and raw_input is not None:
             sample = encode_keys(estimate, self.layout)
             keys = distinct_keys(sample.hashes)
             row_nbytes = max(1.0, estimate.nbytes / estimate.nrows)
@@ -115,13 +116,17 @@ class Aggregate:
                     chosen = "raw"
                 elif keys > RADIX_KEYS_MIN and rows > 16 * keys:
                     chosen = "radix"
+        bits = next(b for b in range(12, 30) if load_limit(b, dense=True) > 1.1 * keys or b == 29)
+        if chosen == "radix" and (self.table.stride << bits + 3) + BUCKETS_NBYTES > self.ctx.available() // 2:
+            chosen = "direct"
         self.way = chosen if raw_input is not None else "direct"
         if self.way == "raw":
             assert raw_input is not None
             self.chunks = ChunkRows(raw_input, self.ctx.partitions)
         elif self.way == "radix":
             assert raw_input is not None
-            self.table.grow(int(np.clip(np.ceil(np.log2(max(keys, 1) / 0.4)), 12, 26)))
+            self.table.dense = True
+            self.table.grow(bits)
             self.buckets = BucketRows(raw_input, self.table, self.array)
         self._account()
 
@@ -172,7 +177,7 @@ class Aggregate:
 
     def _fill(self, batch: Batch) -> list[Any]:
         """Write addresses of values and validity into the program; returns the arrays, which must stay alive."""
-        from hpcmr.kernels.accumulate import ADDRESS, MASK, STRIDE
+        from hpcmr.kernels.opcodes import ADDRESS, MASK, STRIDE
 
         keep: list[Any] = []
         arrays: dict[tuple[str, str], NDArray[Any]] = {}

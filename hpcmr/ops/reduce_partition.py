@@ -86,8 +86,8 @@ class PartitionReducer:
             table.wide_used[0] = keep
 
     def _from_rows(self, addresses: NDArray[np.int64], counts: NDArray[np.int64]) -> Iterator[States]:
-        from hpcmr.kernels.accumulate import ADDRESS, MASK, STRIDE
         from hpcmr.kernels.finish import group_starts, reduce_groups
+        from hpcmr.kernels.opcodes import ADDRESS, MASK, STRIDE
 
         table, long = self.table, self.table.long
         A, n = self._sorted(addresses, counts, 2, 1)

@@ -17,6 +17,7 @@ NULL_VALUE = np.uint64(0x7FF46E756C6C0001)
 
 BUCKET_BITS = 10
 BUCKET_ROWS = 8192
+BUCKETS_NBYTES = BUCKET_ROWS * 16 << BUCKET_BITS
 CHUNK_ROWS = 2048
 ROUND_NBYTES = 96 << 20
 
@@ -58,7 +59,7 @@ class BucketRows:
         self.stride = 2 * BUCKET_ROWS + CHUNK_PAD
         self.buffers = aligned_zeros((1 << BUCKET_BITS) * self.stride)
         self.fill = np.zeros(1 << BUCKET_BITS, np.int64)
-        self.full = np.zeros(1, np.int64)
+        self.full = np.zeros(2, np.int64)
 
     @property
     def nbytes(self) -> int:
@@ -68,28 +69,26 @@ class BucketRows:
         return batch[self.source.column].valid is None
 
     def append(self, batch: Batch) -> None:
-        from hpcmr.kernels.scatter import append_rows
+        from hpcmr.kernels.opcodes import ADDRESS, MASK, STRIDE
 
         keys, key_xor = self.source.keys(batch)
         values = np.ascontiguousarray(batch[self.source.column].values, np.float64)  # type: ignore[union-attr]
-        addresses, strides = np.array([values.ctypes.data], np.int64), np.array([8], np.int64)
+        self.program[:, ADDRESS], self.program[:, STRIDE], self.program[:, MASK] = 0, 16, 0
         reached = 0
         while reached < batch.nrows:
-            reached = append_rows(keys.ctypes.data, 8, np.uint64(key_xor), addresses, strides, reached, batch.nrows, BUCKET_BITS, self.buffers,
-                                  self.stride, BUCKET_ROWS, self.fill, self.full)
+            reached = self.table.consume_buckets((keys.ctypes.data, 8, np.uint64(key_xor), values.ctypes.data, reached, batch.nrows, BUCKET_BITS,
+                                                  self.buffers, self.stride, BUCKET_ROWS, self.fill, self.full), self.program)
             if self.full[0] >= 0:
-                self._empty(int(self.full[0]))
+                self._empty(int(self.full[0]), int(self.full[1]))
 
-    def _empty(self, bucket: int) -> None:
-        from hpcmr.kernels.accumulate import ADDRESS, MASK, STRIDE
+    def _empty(self, bucket: int, start: int = 0) -> None:
+        """Rows of a bucket from `start` on into the table, which grows as it must."""
+        from hpcmr.kernels.opcodes import ADDRESS, MASK, STRIDE
 
         at = self.buffers.ctypes.data + 8 * bucket * self.stride
-        self.program[:, ADDRESS] = at + 8
-        self.program[:, STRIDE] = 16
-        self.program[:, MASK] = 0
-        rows = int(self.fill[bucket])
+        self.program[:, ADDRESS], self.program[:, STRIDE], self.program[:, MASK] = at + 8, 16, 0
+        self.table.add(Rows(int(self.fill[bucket]), at, 16), self.program, 0, start)
         self.fill[bucket] = 0
-        self.table.add(Rows(rows, at, 16), self.program, 0)
 
     def drain(self) -> None:
         for bucket in np.flatnonzero(self.fill).tolist():

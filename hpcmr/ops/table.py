@@ -16,9 +16,13 @@ from hpcmr.ops.accumulators import Program
 BITS_MIN = 12
 
 
-def load_limit(bits: int) -> int:
-    """Groups that a table of 2**bits slots takes before it grows. Load decides more than size while tables are small."""
-    return int((1 << bits) * (0.3 if bits <= 18 else 0.45))
+def load_limit(bits: int, dense: bool = False) -> int:
+    """Groups that a table of 2**bits slots takes before it grows.
+
+    Load decides more than size while tables are small. Tables that are filled bucket by bucket are worked on in the cache, where a
+    denser one costs little and saves memory that would have to be touched first.
+    """
+    return int((1 << bits) * (0.65 if dense else 0.3 if bits <= 18 else 0.45))
 
 
 def state_stride(words: int) -> int:
@@ -58,8 +62,7 @@ class GroupTable:
     """
 
     def __init__(self, layout: KeyLayout, program: Program, bits: int = BITS_MIN) -> None:
-        from hpcmr.kernels.accumulate import MICRO
-        from hpcmr.kernels.exact_sum import DIGITS
+        from hpcmr.kernels.opcodes import DIGITS, MICRO
 
         self.layout, self.program = layout, program
         self.K = layout.width
@@ -75,6 +78,7 @@ class GroupTable:
         self.encoded = np.empty(4 * MICRO, np.uint64)
         self.js, self.jm, self.so = (np.empty(MICRO, np.int64) for _ in range(3))
         self.sv = np.empty(MICRO)
+        self.dense = False
         self._allocate(bits)
 
     def _allocate(self, bits: int) -> None:
@@ -96,9 +100,9 @@ class GroupTable:
     def sum_places(self) -> NDArray[np.int64]:
         return np.array([self.K + 1 + at for at in self.program.sum_places], np.int64)
 
-    def add(self, rows: Rows, program: NDArray[np.int64], origin: int) -> None:
+    def add(self, rows: Rows, program: NDArray[np.int64], origin: int, start: int = 0) -> None:
         """Add rows to their groups; `program` has its addresses filled in."""
-        reached, step = 0, len(self.js)
+        reached, step = start, len(self.js)
         while reached < rows.count:
             reached = self._run(rows, program, np.uint64(origin), reached)
             if reached < rows.count and self.groups[1] == 1:
@@ -111,14 +115,24 @@ class GroupTable:
         from hpcmr.kernels import table as k
 
         self.groups[1] = 0
-        common = (self.T, self.F, self.stride, 64 - self.bits, load_limit(self.bits), self.groups, self.init, program, self.wide, self.wide_used,
-                  self.room, origin, self.js, self.jm, self.so, self.sv, self.long.starts, self.long.ends, self.long.data)
+        common = self._common(program, origin)
         if rows.strings is not None:
             return self._run_strings(rows.strings, common, reached)
         if rows.words is not None:
             assert rows.hashes is not None
             return int(k.consume_many(rows.words.reshape(-1), rows.hashes, self.K, reached, rows.count, *common))
         return int(k.consume_one(rows.key_address, rows.key_stride, np.uint64(rows.key_xor), reached, rows.count, *common))
+
+    def _common(self, program: NDArray[np.int64], origin: np.uint64) -> tuple[Any, ...]:
+        """What every kernel that adds rows is told of this table."""
+        return (self.T, self.F, self.stride, 64 - self.bits, load_limit(self.bits, self.dense), self.groups, self.init, program, self.wide,
+                self.wide_used, self.room, origin, self.js, self.jm, self.so, self.sv, self.long.starts, self.long.ends, self.long.data)
+
+    def consume_buckets(self, rows: tuple[Any, ...], program: NDArray[np.int64]) -> int:
+        """Rows through buckets (see `hpcmr.kernels.table.consume_buckets`); returns the row reached."""
+        from hpcmr.kernels.table import consume_buckets
+
+        return int(consume_buckets(*rows, *self._common(program, np.uint64(0))))
 
     def _run_strings(self, strings: BytesColumn, common: tuple[Any, ...], reached: int) -> int:
         from hpcmr.kernels import table as k
@@ -143,11 +157,11 @@ class GroupTable:
 
     def make_room(self) -> None:
         """Grow what stopped the last `add`."""
-        from hpcmr.kernels.accumulate import MICRO
+        from hpcmr.kernels.opcodes import MICRO
 
         if int(self.wide_used[0]) + self.room > len(self.wide):
             self.wide = np.concatenate([self.wide, np.zeros_like(self.wide)])
-        if int(self.groups[0]) + MICRO > load_limit(self.bits):
+        if int(self.groups[0]) + MICRO > load_limit(self.bits, self.dense):
             self.grow(self.bits + (2 if self.bits < 20 else 1))
 
     def make_wide(self, groups: int) -> int:
@@ -185,17 +199,24 @@ class GroupTable:
 
     def seal(self, partitions: int) -> Partitioned:
         """Take all groups out as rows of words in partition order, with what they point at; the table is empty and small afterwards."""
+        if not self.groups.any():
+            none = np.zeros((0, self.words), np.uint64)
+            return Partitioned(Batch(self._columns(none), 0), np.zeros(partitions + 1, np.int64))
         from hpcmr.kernels.table import pack_groups
 
         T, places, hashes = self._everything()
         n = len(places)
         starts, rows = np.zeros(partitions + 1, np.int64), np.empty((n, self.words), np.uint64)
         pack_groups(T, places, n, hashes, partition_bits(partitions), self.words, starts, rows)
+        columns = self._columns(rows)
+        self.reset()
+        return Partitioned(Batch(columns, n), starts)
+
+    def _columns(self, rows: NDArray[np.uint64]) -> dict[str, Any]:
         columns: dict[str, Any] = {"state": FixedColumn(rows)}
         if len(self.string_places) or len(self.sum_places):
             columns["extra"] = self._extra(rows)
-        self.reset()
-        return Partitioned(Batch(columns, n), starts)
+        return columns
 
     def _extra(self, rows: NDArray[np.uint64]) -> BytesColumn:
         from hpcmr.kernels.extra import extra_lengths, write_extra

@@ -11,7 +11,7 @@ from pathlib import Path
 
 def mark_of(key: str) -> Path:
     """The file that says that the kernels of the stage with this fingerprint have been compiled on this node."""
-    from hpcmr.kernels.jit import CACHE
+    from hpcmr.kernels.cache import CACHE
 
     return CACHE / f"warm-{key}"
 

@@ -203,11 +203,14 @@ class Kernels:
         mine = np.array([self._mark.exists()], np.int64)
         self._warm = bool(world.allreduce(mine, "min")[0])
 
-    def load(self, fn: Callable[[], None], what: str) -> None:
-        """Run `fn`, which compiles or loads. Collective: yes."""
+    def load(self, fn: Callable[[], None], what: str, things: Iterable[Any] = ()) -> None:
+        """Run `fn`, which compiles or loads, and compile the kernels that `things` name. Collective: yes."""
         if not self._warm:
             def compile_first() -> None:
                 fn()
+                for thing in things:
+                    if hasattr(thing, "import_kernels"):
+                        thing.import_kernels()
                 if "hpcmr.kernels.jit" in sys.modules:
                     sys.modules["hpcmr.kernels.jit"].compile_imported()
 

@@ -97,7 +97,8 @@ class StageRun:
         self._notices()
         self.outlet = outlet
         kernels = Kernels(self.world, self._kernels_key())
-        kernels.load(lambda: compile_all([*spec.steps, operator or outlet]), "compile the steps of a stage")
+        things = [*spec.steps, operator or outlet]
+        kernels.load(lambda: compile_all(things), "compile the steps of a stage", things)
         sample = sample_of(self.world, self.chain, feed) if operator else None
 
         def ready() -> None:

@@ -41,7 +41,7 @@ def ours(work: str, python: str, ranks: int, end: str) -> dict[str, Any]:
         for key, value in {"work": work, "data": ROOT / "data", "log": log, "end": end}.items():
             command += ["--set", f"{key}='{value}'"]
         began = time.perf_counter()
-        env = {**os.environ, "PYTHONPATH": str(HERE.parent.parent)}
+        env = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"} | {"PYTHONPATH": str(HERE.parent.parent)}
         done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=env)
         wall = time.perf_counter() - began
         if done.returncode:

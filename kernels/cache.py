@@ -1,0 +1,43 @@
+"""Where compiled kernels lie. Knows no compiler, so that looking there costs a rank next to nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+
+
+def _processor() -> str:
+    """What tells processors apart for a compiler."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return "|".join(next((line for line in lines if line.startswith(key)), "") for key in ("model name", "flags", "Features"))
+
+
+def source_digest() -> str:
+    """Digest of all that decides what the compiler makes of this package; 16 hex digits."""
+    h = hashlib.sha256(f"{version('numba')}|{version('numpy')}|{platform.python_version()}|{_processor()}".encode())
+    for path in sorted(HERE.glob("*.py")):
+        h.update(path.name.encode() + b"\0" + path.read_bytes())
+    return h.hexdigest()[:16]
+
+
+def cache_root() -> Path:
+    """Folder of caches: ``$HPCMR_KERNEL_CACHE``, else ``$XDG_CACHE_HOME/hpcmr``, else ``~/.cache/hpcmr``, else a temporary one of the user's."""
+    chosen = os.environ.get("HPCMR_KERNEL_CACHE")
+    if chosen:
+        return Path(chosen)
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    if os.access(base if base.exists() else base.parent, os.W_OK):
+        return base / "hpcmr"
+    return Path(tempfile.gettempdir()) / f"hpcmr-{os.getuid()}"
+
+
+CACHE = cache_root() / f"kernels-{source_digest()}"
