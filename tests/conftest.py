@@ -25,16 +25,14 @@ SIZES = (1, 2, 3, 4, 7)
 
 os.environ.setdefault("HPCMR_STALL_S", "60")
 
-_comm: Any = None                     # duplicate of COMM_WORLD where a launcher started us on several ranks
+_comm: Any = None                     # duplicate of COMM_WORLD where a launcher started us
 _stderr = sys.__stderr__
 _quiet: io.StringIO | None = None     # what ranks other than 0 print; shown only if they fail
 
 
-def _launched_size() -> int:
-    for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE"):
-        if os.environ.get(name, "").isdigit():
-            return int(os.environ[name])
-    return 1
+def _launched() -> bool:
+    """Whether a launcher started this process, on one rank or on many."""
+    return any(os.environ.get(name, "").isdigit() for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE"))
 
 
 @pytest.hookimpl(trylast=True)
@@ -48,7 +46,7 @@ def pytest_configure(config: pytest.Config) -> None:
     settings.register_profile("hpcmr", derandomize=True, database=None, deadline=None, max_examples=50, print_blob=False,
                               suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
     settings.load_profile("hpcmr")
-    if _launched_size() > 1 and (config.getoption("--with-mpi") or config.getoption("--only-mpi")):
+    if _launched() and (config.getoption("--with-mpi") or config.getoption("--only-mpi")):
         from mpi4py import MPI
 
         _comm = MPI.COMM_WORLD.Dup()
@@ -67,7 +65,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """On several ranks only tests marked ``mpi`` stay: the others would run N times over the same files."""
+    """Under a launcher only tests marked ``mpi`` stay: the others would run N times over the same files."""
     if _comm is None:
         return
     config.hook.pytest_deselected(items=[i for i in items if "mpi" not in i.keywords])
