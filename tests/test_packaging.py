@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -28,22 +29,14 @@ def python(*args: str, cwd: Path, path: Path | None = None) -> subprocess.Comple
 
 @pytest.fixture(scope="session")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The files that git knows, links as links: what `git clone` gives."""
+    """The package's own files, links as links: what `git clone` gives, made without git."""
     folder = tmp_path_factory.mktemp("clone") / "hpcmr"
-    line = ["git", "-c", f"safe.directory={ROOT}", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    listed = subprocess.run(line, cwd=ROOT, capture_output=True, check=False)
-    if listed.returncode:
-        pytest.skip("no git, or not a checkout")
-    for name in filter(None, os.fsdecode(listed.stdout).split("\0")):
-        source, target = ROOT / name, folder / name
-        if name.startswith(("hpcmr/", "kernels/", "slurm/")) or "/" not in name:
-            if not source.exists():
-                continue
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if source.is_symlink():
-                target.symlink_to(os.readlink(source))
-            else:
-                target.write_bytes(source.read_bytes())
+    folder.mkdir()
+    ignore = shutil.ignore_patterns("__pycache__", "*.nbi", "*.nbc")
+    for name in ("hpcmr", "kernels", "slurm"):
+        shutil.copytree(ROOT / name, folder / name, symlinks=True, ignore=ignore)
+    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder / name)
     return folder
 
 

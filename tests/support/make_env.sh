@@ -6,7 +6,7 @@ folder=$1 extras=$2
 python=${PYTHON:-python3}
 cd "$(dirname "$0")/../.."
 
-stamp=$folder/hpcmr-$(printf '%s' "$extras" | cat - setup.cfg pyproject.toml | sha256sum | cut -c1-16)
+stamp=$folder/hpcmr-$(printf '%s' "$extras $PWD" | cat - setup.cfg pyproject.toml | sha256sum | cut -c1-16)
 if [ -e "$stamp" ] && "$folder/bin/python" -c '' 2>/dev/null; then
     echo "$folder is in place" >&2
     exit 0
