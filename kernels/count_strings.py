@@ -8,7 +8,7 @@ would be tested for being negative at every access (20 % of the time here).
 
 from __future__ import annotations
 
-from hpcmr.kernels.bits import I, U, bswap, ctz, load8, prefetch
+from hpcmr.kernels.bits import I, U, bswap, ctz, load8, prefetch, space_mask
 from hpcmr.kernels.jit import inner, kernel
 from hpcmr.kernels.keys import INLINE_NBYTES, fold, leading, load_be
 from hpcmr.kernels.opcodes import MICRO
@@ -23,12 +23,116 @@ _TABLE = "uint64[::1], int64, int64"
 
 
 @inner
+def _mask_tail(data, pos, end):
+    """`space_mask` of fewer than 64 bytes; what lies behind them is white space."""
+    m = ~U(0)
+    for i in range(max(end - pos, 0)):
+        x = data[pos + i]
+        if not (x == 32 or (x >= 9 and x <= 13)):
+            m &= ~(U(1) << U(i))
+    return m
+
+
+@inner
 def _load_tail(data, a, c):
     """Up to eight bytes near the end of the data, little endian."""
     x = U(0)
     for q in range(min(c, 8)):
         x |= U(data[a + q]) << U(8 * q)
     return x
+
+
+@inner
+def _count_step(starts, ends, b, m, data, queue, slots, rest, S, short_shift, short_limit, T, shift, limit, count):
+    """Count strings b .. b + m - 1, m <= MICRO; False, with the reason in count[1], where nothing was counted."""
+    if count[0] + m > limit or count[2] + m > short_limit:
+        count[1] = SHORT_FULL if count[2] + m > short_limit else MAIN_FULL
+        return False
+    size = data.size
+    s_shift = U(short_shift)
+    t_shift = U(shift)
+    short = U(0)
+    other = U(0)
+    for i in range(b, b + m):
+        a = starts[U(i)]
+        c = ends[U(i)] - a
+        x = load8(data, a) if a + 8 <= size else _load_tail(data, a, c)
+        x &= ~U(0) >> (U(64 - 8 * c) & U(63))
+        fits = U((U(c - 1) < U(SHORT_NBYTES)) & ((x >> (U(8 * c - 8) & U(63))) != U(0)))
+        j = (fold(U(0), x) >> s_shift) << U(1)
+        prefetch(S, I(j))
+        queue[short] = x
+        slots[short] = j
+        rest[other] = i
+        short += fits
+        other += U(1) - fits
+    longest = I(0)
+    for i in range(other):
+        a = starts[U(rest[U(i)])]
+        c = ends[U(rest[U(i)])] - a
+        longest = max(longest, c)
+        if a + 24 <= size:
+            w0 = leading(bswap(load8(data, a)), min(c, 8))
+            w1 = leading(bswap(load8(data, a + 8)), min(max(c - 8, 0), 8))
+            w2 = leading(bswap(load8(data, a + 16)), min(max(c - 16, 0), 7)) | U(c)
+        else:
+            w0 = load_be(data, a, c, size)
+            w1 = load_be(data, a + 8, c - 8, size)
+            w2 = load_be(data, a + 16, min(c - 16, 7), size) | U(c)
+        j = (fold(fold(fold(U(0), w0), w1), w2) >> t_shift) << U(2)
+        q = U(MICRO) + U(3) * U(i)
+        queue[q] = w0
+        queue[q + U(1)] = w1
+        queue[q + U(2)] = w2
+        rest[U(i)] = I(j)
+        prefetch(T, I(j))
+    if longest > INLINE_NBYTES:
+        count[1] = LONG_STRING
+        return False
+    end = U(S.size - 2)
+    groups = count[2]
+    for i in range(short):
+        x = queue[U(i)]
+        o = slots[U(i)]
+        while True:
+            y = S[o]
+            if y == x:
+                S[o + U(1)] += U(1)
+                break
+            if y == U(0):
+                S[o] = x
+                S[o + U(1)] = U(1)
+                groups += 1
+                break
+            o += U(2)
+            if o == end:
+                o = U(0)
+    count[2] = groups
+    end = U(T.size - 4)
+    groups = count[0]
+    for i in range(other):
+        o = U(rest[U(i)])
+        q = U(MICRO) + U(3) * U(i)
+        w0 = queue[q]
+        w1 = queue[q + U(1)]
+        w2 = queue[q + U(2)]
+        while True:
+            rows = T[o + U(3)]
+            if T[o] == w0 and T[o + U(1)] == w1 and T[o + U(2)] == w2 and rows != U(0):
+                T[o + U(3)] = rows + U(1)
+                break
+            if rows == U(0):
+                T[o] = w0
+                T[o + U(1)] = w1
+                T[o + U(2)] = w2
+                T[o + U(3)] = U(1)
+                groups += 1
+                break
+            o += U(4)
+            if o == end:
+                o = U(0)
+    count[0] = groups
+    return True
 
 
 @kernel(f"int64({_STRINGS}, uint64[::1], uint64[::1], int64[::1], int64, int64, {_TABLE}, {_TABLE}, int64[::1])")
@@ -38,101 +142,55 @@ def count_strings(starts, ends, data, queue, slots, rest, start, n, S, short_shi
     queue: 4 * MICRO words, slots and rest: MICRO each. count: groups of T, why it stopped, groups of S. Stops before a step that
     may pass a limit or that holds a string of over 23 bytes. Returns the row reached.
     """
-    size = data.size
-    short_end = U(S.size - 2)
-    end = U(T.size - 4)
-    s_shift = U(short_shift)
-    t_shift = U(shift)
-    groups = count[0]
-    short_groups = count[2]
     for b in range(start, n, MICRO):
-        m = min(MICRO, n - b)
-        if groups + m > limit or short_groups + m > short_limit:
-            count[0] = groups
-            count[1] = SHORT_FULL if short_groups + m > short_limit else MAIN_FULL
-            count[2] = short_groups
+        if not _count_step(starts, ends, b, min(MICRO, n - b), data, queue, slots, rest, S, short_shift, short_limit, T, shift, limit, count):
             return b
-        short = U(0)
-        other = U(0)
-        for i in range(m):
-            a = starts[U(b + i)]
-            c = ends[U(b + i)] - a
-            x = load8(data, a) if a + 8 <= size else _load_tail(data, a, c)
-            x &= ~U(0) >> (U(64 - 8 * c) & U(63))
-            fits = U((U(c - 1) < U(SHORT_NBYTES)) & ((x >> (U(8 * c - 8) & U(63))) != U(0)))
-            j = (fold(U(0), x) >> s_shift) << U(1)
-            prefetch(S, I(j))
-            queue[short] = x
-            slots[short] = j
-            rest[other] = b + i
-            short += fits
-            other += U(1) - fits
-        longest = I(0)
-        for i in range(other):
-            a = starts[U(rest[U(i)])]
-            c = ends[U(rest[U(i)])] - a
-            longest = max(longest, c)
-            if a + 24 <= size:
-                w0 = leading(bswap(load8(data, a)), min(c, 8))
-                w1 = leading(bswap(load8(data, a + 8)), min(max(c - 8, 0), 8))
-                w2 = leading(bswap(load8(data, a + 16)), min(max(c - 16, 0), 7)) | U(c)
-            else:
-                w0 = load_be(data, a, c, size)
-                w1 = load_be(data, a + 8, c - 8, size)
-                w2 = load_be(data, a + 16, min(c - 16, 7), size) | U(c)
-            j = (fold(fold(fold(U(0), w0), w1), w2) >> t_shift) << U(2)
-            q = U(MICRO) + U(3) * U(i)
-            queue[q] = w0
-            queue[q + U(1)] = w1
-            queue[q + U(2)] = w2
-            rest[U(i)] = I(j)
-            prefetch(T, I(j))
-        if longest > INLINE_NBYTES:
-            count[0] = groups
-            count[1] = LONG_STRING
-            count[2] = short_groups
-            return b
-        for i in range(short):
-            x = queue[U(i)]
-            o = slots[U(i)]
-            while True:
-                y = S[o]
-                if y == x:
-                    S[o + U(1)] += U(1)
-                    break
-                if y == U(0):
-                    S[o] = x
-                    S[o + U(1)] = U(1)
-                    short_groups += 1
-                    break
-                o += U(2)
-                if o == short_end:
-                    o = U(0)
-        for i in range(other):
-            o = U(rest[U(i)])
-            q = U(MICRO) + U(3) * U(i)
-            w0 = queue[q]
-            w1 = queue[q + U(1)]
-            w2 = queue[q + U(2)]
-            while True:
-                rows = T[o + U(3)]
-                if T[o] == w0 and T[o + U(1)] == w1 and T[o + U(2)] == w2 and rows != U(0):
-                    T[o + U(3)] = rows + U(1)
-                    break
-                if rows == U(0):
-                    T[o] = w0
-                    T[o + U(1)] = w1
-                    T[o + U(2)] = w2
-                    T[o + U(3)] = U(1)
-                    groups += 1
-                    break
-                o += U(4)
-                if o == end:
-                    o = U(0)
-    count[0] = groups
     count[1] = GREW
-    count[2] = short_groups
     return n
+
+
+@kernel(f"int64(Array(uint8, 1, 'C', readonly=True), int64, int64, int64[::1], int64[::1], uint64[::1], uint64[::1], int64[::1], {_TABLE}, {_TABLE}, "
+        "int64[::1])")
+def count_words(data, begin, end, starts, ends, queue, slots, rest, S, short_shift, short_limit, T, shift, limit, count):
+    """Count the words of data[begin:end], which begins and ends at the border of a word: found and counted in one pass.
+
+    starts, ends: 2 * MICRO places each; count[3]: words counted. Else as `count_strings`; returns the byte reached.
+    """
+    pos = begin
+    n = 0
+    closed = 0
+    inside = U(0)
+    done = begin
+    while pos < end or inside != U(0):
+        m = space_mask(data, pos) if pos + 64 <= min(end, data.size) else _mask_tail(data, pos, min(end, data.size))
+        follows = (~m << U(1)) | inside
+        first = ~m & ~follows
+        last = m & follows
+        while first != U(0):
+            starts[U(n)] = pos + ctz(first)
+            first &= first - U(1)
+            n += 1
+        while last != U(0):
+            ends[U(closed)] = pos + ctz(last)
+            last &= last - U(1)
+            closed += 1
+        inside = ~m >> U(63)
+        pos += 64
+        if closed > MICRO - 33:
+            if not _count_step(starts, ends, 0, closed, data, queue, slots, rest, S, short_shift, short_limit, T, shift, limit, count):
+                return done
+            done = ends[U(closed - 1)]
+            count[3] += closed
+            if n > closed:
+                starts[U(0)] = starts[U(closed)]
+            n -= closed
+            closed = 0
+    if closed > 0:
+        if not _count_step(starts, ends, 0, closed, data, queue, slots, rest, S, short_shift, short_limit, T, shift, limit, count):
+            return done
+        count[3] += closed
+    count[1] = GREW
+    return end
 
 
 @kernel("void(uint64[::1], uint64[::1], int64)")

@@ -64,8 +64,8 @@ def consume_one(key_address, key_stride, key_xor, start, n, T, F, R, shift, limi
     count[0] is the number of groups. Stops, and returns the row reached, before a step that might pass `limit` groups or leave
     fewer than `room` wide rows.
     """
-    return _consume_one(key_address, key_stride, key_xor, start, n, T, F, R, shift, limit, count, init, program, wide, used, room, origin, js, jm, so, sv,
-                        long_starts, long_ends, long_data)
+    return _consume_one(key_address, key_stride, key_xor, start, n, T, F, R, shift, limit, count, init, program, wide, used, room, origin,
+                        js, jm, so, sv, long_starts, long_ends, long_data)
 
 
 @kernel(f"int64(int64, int64, uint64, int64, int64, int64, int64, uint64[::1], int64, int64, int64[::1], int64[::1], {_STATE}, {_SCRATCH})")

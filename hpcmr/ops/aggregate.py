@@ -22,11 +22,12 @@ from hpcmr.data.partitioning import PARTITION_NBYTES, Partitioned
 from hpcmr.data.schema import Field, Schema
 from hpcmr.errors import ConservationError, JobSpecError
 from hpcmr.ops.accumulators import Agg, compile_program
-from hpcmr.ops.contract import Origin, StageContext
+from hpcmr.ops.contract import Origin, StageContext, Step
 from hpcmr.ops.finals import Final, States, final_of, result_field
 from hpcmr.ops.reduce_partition import PartitionReducer
 from hpcmr.ops.rows import BUCKETS_NBYTES, BucketRows, ChunkRows, RawInput
 from hpcmr.ops.table import GroupTable, Rows, StringCounts, load_limit
+from hpcmr.ops.words import Words
 
 ORIGIN_BITS = 40
 RADIX_KEYS_MIN = 100_000
@@ -51,6 +52,7 @@ class Aggregate:
         self.keys = keys
         self.aggs = aggs
         self.strategy = strategy
+        self.words: Words | None = None
 
     def fingerprint(self) -> tuple[Any, ...]:
         return "aggregate", self.keys, tuple((a.function, a.column, a.name, a.options) for a in self.aggs)
@@ -68,6 +70,14 @@ class Aggregate:
         self.finals: list[Final] = [final_of(a, self.program, schema) for a in self.aggs]
         keys = tuple(Field(n, schema[n].type, schema[n].attrs) for n in self.keys)
         return Schema(keys + tuple(result_field(a, schema) for a in self.aggs))
+
+    def absorb(self, step: Step) -> bool:
+        """Take over the last step of the chain: words that are only counted are counted where they are found."""
+        plain = isinstance(step, Words) and not (step.lowercase or step.strip_punctuation or step.keep)
+        if plain and isinstance(step, Words) and self.keys == (step.output,) and not self.program.size and self.layout.width == 3:
+            self.words = step
+            return True
+        return False
 
     def import_kernels(self) -> None:
         """Import the kernels that this operator may call, to be compiled by one rank of a node."""
@@ -140,15 +150,25 @@ class Aggregate:
         plain = letter == "f" and not kind.shape and kind.np_dtype.kind == "f"
         return RawInput(self.layout, column) if plain else None
 
-    def consume(self, batch: Batch, origin: Origin) -> None:
-        self.rows_in += batch.nrows
+    def consume(self, batch: Batch, origin: Origin) -> int:
+        if self.words is not None and isinstance(self.table, StringCounts):
+            blocks = batch[self.words.column]
+            assert isinstance(blocks, BytesColumn)
+            rows = self.table.add_words(blocks)
+        else:
+            rows = batch.nrows
+            self._consume_rows(batch, origin)
+        self.rows_in += rows
+        self._account()
+        return rows
+
+    def _consume_rows(self, batch: Batch, origin: Origin) -> None:
         if self.chunks is not None:
             self.chunks.append(batch)
         elif self.buckets is not None and self.buckets.takes(batch):
             self.buckets.append(batch)
         else:
             self._consume_directly(batch, origin)
-        self._account()
 
     def _consume_directly(self, batch: Batch, origin: Origin) -> None:
         """Keys to words, values to 64 bits, and through the table."""

@@ -87,7 +87,8 @@ class KeyedOperator(Protocol):
     def open(self, ctx: StageContext, estimate: Batch | None) -> None:
         """Take the first memory. `estimate` is a sample of the input to choose a strategy from; results never depend on it."""
 
-    def consume(self, batch: Batch, origin: Origin) -> None: ...
+    def consume(self, batch: Batch, origin: Origin) -> int | None:
+        """Take rows in. Returns how many where that is not the batch's: an operator may absorb the step before it (``absorb``)."""
 
     def pressure(self) -> float:
         """How badly state wants to be sealed and exchanged: 0 not at all, 1 or more now. Asked between batches and splits."""

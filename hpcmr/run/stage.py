@@ -109,6 +109,9 @@ class StageRun:
                 outlet.open(self.ctx, self.schema_out)
 
         kernels.load(ready, "open a stage")
+        absorb = getattr(operator, "absorb", None)
+        if absorb is not None and self.chain.steps and absorb(self.chain.steps[-1]):
+            self.chain.steps = self.chain.steps[:-1]
         kernels.done()
         self.shuffle = Shuffle(self.world, operator, self.ctx) if operator else None
 
@@ -185,7 +188,8 @@ class StageRun:
     def _sink(self, piece: int, batch: Batch, row: int) -> None:
         self.tally.rows_out += batch.nrows
         if self.spec.operator:
-            self.spec.operator.consume(batch, Origin(piece, row))
+            rows = self.spec.operator.consume(batch, Origin(piece, row))
+            self.tally.rows_out += 0 if rows is None else rows - batch.nrows
         elif self.outlet:
             self.tally.nbytes_out += batch.nbytes
             self.outlet.take(piece, batch)

@@ -261,3 +261,24 @@ def test_counting_many_strings_grows_both_tables():
     from collections import Counter
 
     assert dict(zip(out["w"], out["n"], strict=True)) == Counter(words)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.one_of(st.binary(max_size=9), st.binary(max_size=40), st.sampled_from([b" ", b"\n\t", b"x" * 30, b"a b"])), max_size=300),
+       st.integers(0, 70))
+def test_words_are_counted_where_they_are_found(pieces, cut):
+    from hpcmr.ops.words import Words
+
+    text = b" ".join(pieces)
+    cut = text.find(b" ", cut) if b" " in text[cut:] else len(text)
+    blocks = Batch.of({"line": [text[:cut], text[cut:]]})
+    step = Words()
+    op = Aggregate(("word",), (Agg("count", None, "n"),))
+    op.bind(step.bind(blocks.schema))
+    op.open(Context(), None)
+    assert op.absorb(step) and not Aggregate(("word",), (Agg("count", None, "n"),)).absorb(Words(lowercase=True))
+    assert op.consume(blocks, Origin(0, 0)) == len(text.split())
+    op.merge(op.seal())
+    out = Batch.concat([op.finish(p) for p in range(4)]).to_pydict()
+    words = text.split()
+    assert dict(zip(out["word"], out["n"], strict=True)) == {w: words.count(w) for w in words}
