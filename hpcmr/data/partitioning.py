@@ -53,12 +53,14 @@ def owner_bounds(weights: NDArray[np.int64], size: int) -> NDArray[np.int64]:
 class Partitioned:
     """Rows in partition order: rows of partition ``first + i`` are ``starts[i]`` to ``starts[i + 1]`` of the batch.
 
-    The one form in which state leaves an operator: to be exchanged, merged, spilled or (later) checkpointed.
+    The one form in which state leaves an operator: to be exchanged, merged, spilled or (later) checkpointed. With `reused` its
+    memory is overwritten by the operator's next seal, so that what stays on the rank must be copied.
     """
 
     batch: Batch
     starts: NDArray[np.int64]
     first: int = 0
+    reused: bool = False
 
     def __post_init__(self) -> None:
         assert int(self.starts[-1]) == self.batch.nrows and int(self.starts[0]) == 0

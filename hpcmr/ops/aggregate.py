@@ -11,6 +11,7 @@ Three ways to hold what was consumed, chosen once from a sample that all ranks s
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -26,11 +27,13 @@ from hpcmr.ops.contract import Origin, StageContext, Step
 from hpcmr.ops.finals import Final, States, final_of, result_field
 from hpcmr.ops.reduce_partition import PartitionReducer
 from hpcmr.ops.rows import BUCKETS_NBYTES, BucketRows, ChunkRows, RawInput
-from hpcmr.ops.table import GroupTable, Rows, StringCounts, load_limit
+from hpcmr.ops.table import BITS_MIN, GroupTable, Rows, StringCounts, load_limit
 from hpcmr.ops.words import Words
 
 ORIGIN_BITS = 40
 RADIX_KEYS_MIN = 100_000
+BITS_LARGE = 17
+LARGE_NBYTES = 1 << 30
 SAMPLE_ROWS_MIN = 10_000        # a smaller sample is a small input: the way does not matter
 
 
@@ -69,7 +72,8 @@ class Aggregate:
         self.program = compile_program(schema, self.aggs)
         self.finals: list[Final] = [final_of(a, self.program, schema) for a in self.aggs]
         keys = tuple(Field(n, schema[n].type, schema[n].attrs) for n in self.keys)
-        return Schema(keys + tuple(result_field(a, schema) for a in self.aggs))
+        self.schema_out = Schema(keys + tuple(result_field(a, schema) for a in self.aggs))
+        return self.schema_out
 
     def absorb(self, step: Step) -> bool:
         """Take over the last step of the chain: words that are only counted are counted where they are found."""
@@ -94,7 +98,7 @@ class Aggregate:
         self.ctx = ctx
         counting = len(self.keys) == 1 and self.layout.width == 3 and not self.program.size
         kind = StringCounts if counting else GroupTable
-        self.table = kind(self.layout, self.program)
+        self.table = kind(self.layout, self.program, BITS_LARGE if self._is_large(estimate) else BITS_MIN)
         # What merged states point at, long strings and wide sums, outlives the seals of the table that takes rows in.
         self.merged = kind(self.layout, self.program)
         self.held = 0
@@ -108,6 +112,10 @@ class Aggregate:
         self.rows_in = 0
         self.rows_out = 0
         self._choose(estimate)
+
+    def _is_large(self, estimate: Batch | None) -> bool:
+        """Whether tables may begin large: growing costs what was saved by beginning small."""
+        return self.ctx.partitions >= 4 and estimate is not None and self.ctx.available() > LARGE_NBYTES
 
     def _choose(self, estimate: Batch | None) -> None:
         """Pick a way from the number of distinct keys that the sample promises, and the rows that this rank may expect."""
@@ -281,12 +289,15 @@ class Aggregate:
 
     def finish(self, partition: int) -> Batch:
         """Result of one partition: rows in key order."""
-        blocks = [self._block(s) for s in self.reducer.reduce(self.inbox, partition)]
+        blocks = list(self.finish_blocks(partition))
+        return Batch.concat(blocks) if blocks else Batch.empty(self.schema_out)
+
+    def finish_blocks(self, partition: int) -> Iterator[Batch]:
+        """`finish`, some thousand groups at a time, in memory of their own."""
+        self.buckets = self.chunks = None              # nothing comes in any more
+        for states in self.reducer.reduce(self.inbox, partition):
+            yield self._block(states)
         self._account()
-        if not blocks:
-            return Batch.empty(Schema(tuple(Field(n, t) for n, t in zip(self.keys, self.layout.types, strict=True))
-                                      + tuple(result_field(a, self.schema) for a in self.aggs)))
-        return Batch.concat(blocks)
 
     def _block(self, states: States) -> Batch:
         words = np.ascontiguousarray(states.words[:states.count * states.stride])

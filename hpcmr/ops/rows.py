@@ -105,6 +105,7 @@ class ChunkRows:
         self.stride = 2 * CHUNK_ROWS + CHUNK_PAD
         self.nbytes_round = max(ROUND_NBYTES, 4 * partitions * self.stride * 8)
         self._allocate(self.nbytes_round // (8 * self.stride) + partitions)
+        self.packed = np.empty((0, 2), np.uint64)
         self.used = 0
         self.opened = np.full(partitions, -1, np.int64)
         self.fill = np.zeros(partitions, np.int64)
@@ -115,7 +116,7 @@ class ChunkRows:
 
     @property
     def nbytes(self) -> int:
-        return int(self.arena.nbytes)
+        return int(self.arena.nbytes + self.packed.nbytes)
 
     @property
     def nbytes_used(self) -> int:
@@ -145,9 +146,12 @@ class ChunkRows:
         starts = np.zeros(self.partitions + 1, np.int64)
         open_rows = int(self.fill[self.opened >= 0].sum())
         closed = self.used - int((self.opened >= 0).sum())
-        rows = np.empty((open_rows + closed * CHUNK_ROWS, 2), np.uint64)
+        n = open_rows + closed * CHUNK_ROWS
+        if len(self.packed) < n:
+            self.packed = np.empty((n * 5 // 4, 2), np.uint64)
+        rows = self.packed[:n]
         pack_chunks(self.arena, self.stride, CHUNK_ROWS, 2, self.opened, self.fill, self.owner, self.used, starts, rows)
         self.opened[:] = -1
         self.fill[:] = 0
         self.used = 0
-        return Partitioned(Batch({"row": FixedColumn(rows)}, len(rows)), starts)
+        return Partitioned(Batch({"row": FixedColumn(rows)}, len(rows)), starts, reused=True)

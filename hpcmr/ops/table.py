@@ -177,7 +177,7 @@ class GroupTable:
         if int(self.wide_used[0]) + self.room > len(self.wide):
             self.wide = np.concatenate([self.wide, np.zeros_like(self.wide)])
         if int(self.groups[0]) + MICRO > load_limit(self.bits, self.dense):
-            self.grow(self.bits + (2 if self.bits < 20 else 1))
+            self.grow(self.bits + (2 if self.bits < 21 else 1))
 
     def make_wide(self, groups: int) -> int:
         """Room for every sum of so many groups to spill once; returns the wide rows in use now."""
@@ -274,7 +274,7 @@ class StringCounts(GroupTable):
         super()._allocate(bits)
         if not hasattr(self, "short"):
             self.slots = np.empty(len(self.encoded) // 4, np.uint64)
-            self._allocate_short(BITS_MIN)
+            self._allocate_short(bits)
 
     def _allocate_short(self, bits: int) -> None:
         self.short_bits = bits

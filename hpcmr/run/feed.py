@@ -133,6 +133,10 @@ class PartitionFeed:
 
     def read(self, piece: int) -> Iterator[Batch]:
         batch = self._peeked.pop(piece, None)
+        blocks = getattr(self.operator, "finish_blocks", None)
+        if batch is None and blocks is not None:
+            found: Iterator[Batch] = blocks(piece)
+            return found
         return sliced(self.operator.finish(piece) if batch is None else batch)
 
     def peek(self, piece: int) -> Iterator[Batch]:

@@ -48,7 +48,7 @@ class Shuffle:
             taken += nbytes
 
         try:
-            received = exchange(self.world, part, self.bounds, buffers=self._buffers, stats=self.stats, take=take)
+            received = exchange(self.world, part, self.bounds, copy_self=part.reused, buffers=self._buffers, stats=self.stats, take=take)
         finally:
             self.ctx.give(taken)        # the operator accounts for what it keeps of this
         del part

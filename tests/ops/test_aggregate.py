@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpcmr.data.batch import Batch
+from hpcmr.data.partitioning import Partitioned
 from hpcmr.data.schema import Schema
 from hpcmr.errors import DataError, JobSpecError
 from hpcmr.ops.accumulators import Agg
@@ -58,16 +59,22 @@ def run(batches: list[Batch], keys: tuple[str, ...], aggs: list[Agg], strategy: 
         op.consume(batch, Origin(i, 0))
         if seal_each:
             op.drain()
-            owner.merge(op.seal())
+            owner.merge(kept(op.seal()))
     for op in workers:
         op.drain()
-        owner.merge(op.seal())
+        owner.merge(kept(op.seal()))
     parts = [owner.finish(p) for p in range(ctx.partitions)]
     out = Batch.concat(parts)
     for op in (*workers, owner):
         op.close()
     assert ctx.taken == 0
     return out.to_pydict()
+
+
+def kept(part: Partitioned) -> Partitioned:
+    """What an exchange does with sealed state that will be overwritten."""
+    rows = np.arange(part.batch.nrows)
+    return Partitioned(part.batch.take(rows), part.starts, part.first) if part.reused else part
 
 
 FULL = [Agg("count", None, "n")] + [Agg(f, "v", f) for f in ("sum", "min", "max", "mean", "var", "std", "first", "last")]
