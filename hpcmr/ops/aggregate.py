@@ -304,7 +304,7 @@ class Aggregate:
         columns: dict[str, Any] = {}
         for name, kind, at in zip(self.layout.names, self.layout.types, self.layout.places, strict=True):
             columns[name] = decode_key(words, states.stride, at, kind, states.long)
-        self.rows_out += int(states.word(states.rows_at).sum())
+        self.rows_out += int(states.rows().sum())
         for agg, final in zip(self.aggs, self.finals, strict=True):
             columns[agg.name] = final(states)
         return Batch(columns, states.count)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,20 @@ class States:
     wide: NDArray[np.int64]
     used: NDArray[np.int64]
     long: LongStrings
+    _seen: dict[int, NDArray[np.uint64]] = field(default_factory=dict)
+
+    def has_nulls(self, nulls: int) -> bool:
+        """Whether any group has a null; looked up once for all aggregates of a column."""
+        if nulls not in self._seen:
+            missing = self.word(self.base + nulls)
+            self._seen[nulls] = missing if missing.any() else np.empty(0, np.uint64)
+        return len(self._seen[nulls]) > 0
+
+    def rows(self) -> NDArray[np.uint64]:
+        """Rows of each group, side by side."""
+        if -1 not in self._seen:
+            self._seen[-1] = self.word(self.rows_at).copy()
+        return self._seen[-1]
 
     def word(self, at: int) -> NDArray[np.uint64]:
         return self.words[:self.count * self.stride].reshape(self.count, self.stride)[:, at]
@@ -44,22 +58,22 @@ def result_field(agg: Agg, schema: Schema) -> Field:
     """Name, type and attributes of an aggregate's column."""
     if agg.column is None or agg.function == "count":
         return Field(agg.name, INT64)
-    field = schema[agg.column]
-    kind = field.type
+    column = schema[agg.column]
+    kind = column.type
     if agg.function in ("min", "max", "first", "last", "any", "all"):
-        return Field(agg.name, kind, field.attrs)
+        return Field(agg.name, kind, column.attrs)
     letter = kind.np_dtype.kind
     if agg.function == "sum":
         dtype = {"f": "float64", "c": "complex128", "u": "uint64"}.get(letter, "int64")
-        return Field(agg.name, ColumnType.fixed(dtype, kind.shape), field.attrs)
-    attrs = field.attrs if agg.function == "mean" else ()
+        return Field(agg.name, ColumnType.fixed(dtype, kind.shape), column.attrs)
+    attrs = column.attrs if agg.function == "mean" else ()
     return Field(agg.name, ColumnType.fixed("complex128" if letter == "c" else "float64", kind.shape), attrs)
 
 
 def final_of(agg: Agg, program: Program, schema: Schema) -> Final:
     """The function that turns finished states into an aggregate's column."""
     if agg.column is None:
-        return lambda s: FixedColumn(s.word(s.rows_at).astype(np.int64))
+        return lambda s: FixedColumn(s.rows().view(np.int64))
     kind = schema[agg.column].type
     nulls = program.nulls[agg.column]
     source = input_of(agg, kind)
@@ -86,11 +100,11 @@ def final_of(agg: Agg, program: Program, schema: Schema) -> Final:
 
 def _counts(s: States, nulls: int) -> NDArray[np.uint64]:
     """Values of each group that are not null."""
-    return s.word(s.rows_at) - s.word(s.base + nulls)
+    return s.rows() - s.word(s.base + nulls) if s.has_nulls(nulls) else s.rows()
 
 
 def _masked(values: NDArray[Any], s: States, nulls: int) -> FixedColumn:
-    return FixedColumn(values, _counts(s, nulls) > 0 if s.word(s.base + nulls).any() else None)
+    return FixedColumn(values, _counts(s, nulls) > 0 if s.has_nulls(nulls) else None)
 
 
 def _assemble(parts: list[NDArray[Any]], kind: ColumnType) -> NDArray[Any]:
@@ -160,5 +174,5 @@ def _values(s: States, at: int, kind: ColumnType) -> NDArray[Any]:
 
 def _strings(s: States, at: int, kind: ColumnType, nulls: int) -> Column:
     strings = decode_strings(s.words, s.stride, s.base + at, s.count, s.long, kind.kind == "text")
-    strings.valid = _counts(s, nulls) > 0 if s.word(s.base + nulls).any() else None
+    strings.valid = _counts(s, nulls) > 0 if s.has_nulls(nulls) else None
     return fixed_strings(strings, kind) if kind.is_fixed else strings
