@@ -32,7 +32,7 @@ from hpcmr.ops.words import Words
 
 ORIGIN_BITS = 40
 RADIX_KEYS_MIN = 100_000
-BITS_LARGE = 17
+BITS_FIRST_MAX = 20
 LARGE_NBYTES = 1 << 30
 SAMPLE_ROWS_MIN = 10_000        # a smaller sample is a small input: the way does not matter
 
@@ -98,7 +98,9 @@ class Aggregate:
         self.ctx = ctx
         counting = len(self.keys) == 1 and self.layout.width == 3 and not self.program.size
         kind = StringCounts if counting else GroupTable
-        self.table = kind(self.layout, self.program, BITS_LARGE if self._is_large(estimate) else BITS_MIN)
+        hashes = self._sample(estimate)
+        self.way = self._choose(hashes, estimate)
+        self.table = kind(self.layout, self.program, self._first_bits(hashes), dense=self.way == "radix")
         # What merged states point at, long strings and wide sums, outlives the seals of the table that takes rows in.
         self.merged = kind(self.layout, self.program)
         self.held = 0
@@ -111,42 +113,42 @@ class Aggregate:
         self.inbox_nbytes = 0
         self.rows_in = 0
         self.rows_out = 0
-        self._choose(estimate)
-
-    def _is_large(self, estimate: Batch | None) -> bool:
-        """Whether tables may begin large: growing costs what was saved by beginning small."""
-        return self.ctx.partitions >= 4 and estimate is not None and self.ctx.available() > LARGE_NBYTES
-
-    def _choose(self, estimate: Batch | None) -> None:
-        """Pick a way from the number of distinct keys that the sample promises, and the rows that this rank may expect."""
-        chosen = self.strategy
         raw_input = self._raw_input()
-        keys = rows = 0.0
-        if estimate is not None and estimate.nrows >= SAMPLE_ROWS_MIN and raw_input is not None:
-            sample = encode_keys(estimate, self.layout)
-            keys = distinct_keys(sample.hashes)
-            row_nbytes = max(1.0, estimate.nbytes / estimate.nrows)
-            rows = self.ctx.partitions * PARTITION_NBYTES / row_nbytes
-        if chosen == "auto":
-            chosen = "direct"
-            if raw_input is not None and rows > 4 * RADIX_KEYS_MIN:
-                if keys > rows / 4:
-                    chosen = "raw"
-                elif keys > RADIX_KEYS_MIN and rows > 16 * keys:
-                    chosen = "radix"
-        bits = next(b for b in range(12, 30) if load_limit(b, dense=True) > 1.1 * keys or b == 29)
-        if chosen == "radix" and (self.table.stride << bits + 3) + BUCKETS_NBYTES > self.ctx.available() // 2:
-            chosen = "direct"
-        self.way = chosen if raw_input is not None else "direct"
-        if self.way == "raw":
-            assert raw_input is not None
-            self.chunks = ChunkRows(raw_input, self.ctx.partitions)
-        elif self.way == "radix":
-            assert raw_input is not None
-            self.table.dense = True
-            self.table.grow(bits)
+        if self.way == "raw" and raw_input is not None:
+            self.chunks = ChunkRows(raw_input, ctx.partitions)
+        elif self.way == "radix" and raw_input is not None:
             self.buckets = BucketRows(raw_input, self.table, self.array)
         self._account()
+
+    def _sample(self, estimate: Batch | None) -> NDArray[np.uint64] | None:
+        """Hashes of the sample's keys, where the input is large enough for a choice to matter."""
+        if estimate is None or estimate.nrows < SAMPLE_ROWS_MIN or self.ctx.partitions < 4:
+            return None
+        return encode_keys(estimate, self.layout).hashes
+
+    def _choose(self, hashes: NDArray[np.uint64] | None, estimate: Batch | None) -> str:
+        """A way, from the number of distinct keys that the sample promises and the rows that there may be."""
+        if self._raw_input() is None:
+            return "direct"
+        if self.strategy != "auto" or hashes is None or estimate is None:
+            return "direct" if self.strategy == "auto" else self.strategy
+        keys = distinct_keys(hashes)
+        rows = self.ctx.partitions * PARTITION_NBYTES * estimate.nrows / max(1, estimate.nbytes)
+        if rows <= 4 * RADIX_KEYS_MIN:
+            return "direct"
+        if keys > rows / 4:
+            return "raw"
+        room = (8 * self.layout.width + 64 << dense_bits(keys)) + BUCKETS_NBYTES
+        return "radix" if keys > RADIX_KEYS_MIN and rows > 16 * keys and room < self.ctx.available() // 2 else "direct"
+
+    def _first_bits(self, hashes: NDArray[np.uint64] | None) -> int:
+        """Slots to begin with. Growing a table costs more than its size: each step touches new memory."""
+        if hashes is None or self.way == "raw":
+            return BITS_MIN
+        if self.way == "radix":
+            return dense_bits(distinct_keys(hashes))
+        wanted = 16 * len(np.unique(hashes)) if self.ctx.available() > LARGE_NBYTES else 0
+        return next((b for b in range(BITS_MIN, BITS_FIRST_MAX) if load_limit(b) >= wanted), BITS_FIRST_MAX)
 
     def _raw_input(self) -> RawInput | None:
         """The one float value and one-word key that buckets of bare rows can hold, if that is all there is."""
@@ -329,6 +331,11 @@ def _larger(old: KeyWords | None, new: KeyWords) -> KeyWords:
     if old is None or len(old.hashes) < len(new.hashes):
         return new
     return KeyWords(old.words, old.hashes, new.long_count)
+
+
+def dense_bits(keys: float) -> int:
+    """Slots of a dense table for so many keys."""
+    return next((b for b in range(BITS_MIN, 29) if load_limit(b, dense=True) > 1.1 * keys), 29)
 
 
 def distinct_keys(hashes: NDArray[np.uint64]) -> float:

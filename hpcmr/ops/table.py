@@ -73,9 +73,11 @@ class GroupTable:
     program : Program
     bits : int
         log2 of the slots to begin with.
+    dense : bool
+        Filled bucket by bucket (see `load_limit`).
     """
 
-    def __init__(self, layout: KeyLayout, program: Program, bits: int = BITS_MIN) -> None:
+    def __init__(self, layout: KeyLayout, program: Program, bits: int = BITS_MIN, dense: bool = False) -> None:
         from hpcmr.kernels.opcodes import DIGITS, MICRO
 
         self.layout, self.program = layout, program
@@ -92,7 +94,7 @@ class GroupTable:
         self.encoded = np.empty(4 * MICRO, np.uint64)
         self.js, self.jm, self.so = (np.empty(MICRO, np.int64) for _ in range(3))
         self.sv = np.empty(MICRO)
-        self.dense = False
+        self.dense = dense
         self._allocate(bits)
 
     def _allocate(self, bits: int) -> None:
