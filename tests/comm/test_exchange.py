@@ -2,8 +2,6 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from hpcmr.comm.buffers import Buffers
 from hpcmr.comm.exchange import Exchange, Stats, exchange
@@ -242,24 +240,21 @@ def test_exchange_object_checks_its_arguments(world):
 
 
 @pytest.mark.mpi
-def test_fuzz(world):
-    @settings(max_examples=25)
-    @given(
-        st.integers(0, 10**6), st.integers(0, 6), st.integers(1, 5000), st.lists(st.integers(0, 60), min_size=7, max_size=7), st.booleans(), st.data()
+@pytest.mark.parametrize("seed", range(25))
+def test_fuzz(world, seed):
+    # Not by hypothesis: it draws constants from the modules that a process has imported, and those differ between ranks.
+    rng = np.random.default_rng(seed)
+    n = 1 << int(rng.integers(0, 7))
+    rows = rng.integers(0, 60, 7)
+    cuts = np.sort(rng.integers(0, n + 1, world.size - 1))
+    nulls = ("mark", "words") if seed % 2 else ()
+    check(
+        world,
+        lambda r: make_part(r, int(rows[r % 7]), n, seed, nulls=nulls if r % 2 else ()),
+        np.array([0, *cuts, n], np.int64),
+        round_nbytes=int(rng.integers(1, 5000)),
+        copy_self=bool(rng.integers(0, 2)),
     )
-    def run(seed, bits, limit, rows, copy_self, data):
-        n = 1 << bits
-        cuts = sorted(data.draw(st.lists(st.integers(0, n), min_size=world.size - 1, max_size=world.size - 1)))
-        nulls = ("mark", "words") if seed % 2 else ()
-        check(
-            world,
-            lambda r: make_part(r, rows[r % 7], n, seed, nulls=nulls if r % 2 else ()),
-            np.array([0, *cuts, n], np.int64),
-            round_nbytes=limit,
-            copy_self=copy_self,
-        )
-
-    run()
 
 
 def test_buffers_are_used_again_once_nobody_looks():
