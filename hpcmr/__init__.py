@@ -23,15 +23,18 @@ if TYPE_CHECKING:
     from hpcmr.api.aggregates import all, any, count, first, last, max, mean, min, std, sum, var
     from hpcmr.api.functions import batch, kernel
     from hpcmr.api.output import open
+    from hpcmr.api.reading import from_arrays, read_hdf5, read_text
     from hpcmr.api.result import Result
-    from hpcmr.api.table import Table, from_arrays, read_hdf5, read_text
+    from hpcmr.api.table import Table
     from hpcmr.errors import HpcmrError
 
 _HOMES = {
     "hpcmr.api.aggregates": ("all", "any", "count", "first", "last", "max", "mean", "min", "std", "sum", "var"),
     "hpcmr.api.functions": ("batch", "kernel"),
     "hpcmr.api.output": ("open",),
-    "hpcmr.api.table": ("Result", "Table", "from_arrays", "read_hdf5", "read_text"),
+    "hpcmr.api.reading": ("from_arrays", "read_hdf5", "read_text"),
+    "hpcmr.api.result": ("Result",),
+    "hpcmr.api.table": ("Table",),
     "hpcmr.errors": ("HpcmrError",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

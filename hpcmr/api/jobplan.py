@@ -9,7 +9,8 @@ from typing import Any
 from hpcmr.api.functions import batch
 from hpcmr.api.jobfile import JobFile, is_users
 from hpcmr.api.jobspec import load_function
-from hpcmr.api.table import Table, read_hdf5
+from hpcmr.api.reading import read_hdf5
+from hpcmr.api.table import Table
 from hpcmr.errors import JobSpecError
 from hpcmr.io.text import TextSource
 from hpcmr.ops.accumulators import Agg
