@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpcmr.data.batch import Batch, BytesColumn, Column, FixedColumn, ListColumn
-from hpcmr.data.keys import KeyLayout, KeyWords, as_strings, encode_keys, word_count
+from hpcmr.data.keys import LONG, KeyLayout, KeyWords, as_strings, encode_keys, word_count
 from hpcmr.data.partitioning import Partitioned, partition_bits
 from hpcmr.data.schema import Schema
 from hpcmr.errors import ConservationError, JobSpecError
@@ -132,7 +132,7 @@ class KeyedRows:
         """What was consumed since the last seal. What was merged stays: its partitions are at their owner for the whole stage."""
         self._combine_waiting()
         whole = Batch.concat(self.kept) if self.kept else self.nothing()
-        hashes = encode_keys(whole, self.layout).hashes
+        hashes = encode_keys(whole, self.layout.for_batches(whole)).hashes
         bits = partition_bits(self.ctx.partitions)
         # At most 65,536 partitions: NumPy sorts 16-bit numbers by radix, several times faster than others.
         partition = (hashes >> np.uint64(64 - bits)).astype(np.uint16) if bits else np.zeros(len(hashes), np.uint16)
@@ -204,6 +204,7 @@ def sorted_groups(rows: Batch, layout: KeyLayout, origin: NDArray[np.uint64]) ->
     """Order of rows by key and then origin, and where each group starts in it."""
     if not rows.nrows:
         return np.zeros(0, np.int64), np.zeros(1, np.int64)
+    layout = layout.for_batches(rows)
     words = _with_ranks(rows, layout, encode_keys(rows, layout))
     if bool((origin[1:] >= origin[:-1]).all()):
         order = np.argsort(words[0], kind="stable") if len(words) == 1 else np.lexsort(words[::-1])
@@ -222,12 +223,12 @@ def _with_ranks(rows: Batch, layout: KeyLayout, encoded: KeyWords) -> list[NDArr
     if not encoded.long_count:
         return words
     out: list[NDArray[np.uint64]] = []
-    for name, kind, at in zip(layout.names, layout.types, layout.places, strict=True):
+    for name, kind, at, nullable in zip(layout.names, layout.types, layout.places, layout.nullable, strict=True):
         count = word_count(kind)
-        out += words[at:at + count]
+        out += words[at - nullable:at + count]
         if count > 1:
             strings = as_strings(rows[name])
-            long = np.flatnonzero(strings.ends - strings.starts > 23)
+            long = np.flatnonzero(words[at + 2] & LONG == LONG)
             raw = BytesColumn(strings.starts[long], strings.ends[long], strings.data, False).to_list()
             place = {s: i + 1 for i, s in enumerate(sorted(set(raw)))}
             rank = np.zeros(rows.nrows, np.uint64)
