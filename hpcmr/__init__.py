@@ -22,6 +22,7 @@ from hpcmr._version import __version__
 if TYPE_CHECKING:
     from hpcmr.api.aggregates import all, any, count, first, last, max, mean, min, std, sum, var
     from hpcmr.api.functions import batch, kernel
+    from hpcmr.api.library import broadcast, gather, reduce_by_key, scatter, shuffle
     from hpcmr.api.output import open
     from hpcmr.api.reading import from_arrays, read_hdf5, read_text
     from hpcmr.api.result import Result
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "hpcmr.api.aggregates": ("all", "any", "count", "first", "last", "max", "mean", "min", "std", "sum", "var"),
     "hpcmr.api.functions": ("batch", "kernel"),
+    "hpcmr.api.library": ("broadcast", "gather", "reduce_by_key", "scatter", "shuffle"),
     "hpcmr.api.output": ("open",),
     "hpcmr.api.reading": ("from_arrays", "read_hdf5", "read_text"),
     "hpcmr.api.result": ("Result",),
@@ -40,8 +42,8 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "HpcmrError", "Result", "Table", "__version__", "all", "any", "batch", "count", "first", "from_arrays", "kernel", "last",
-    "max", "mean", "min", "open", "read_hdf5", "read_text", "std", "sum", "var",
+    "HpcmrError", "Result", "Table", "__version__", "all", "any", "batch", "broadcast", "count", "first", "from_arrays", "gather", "kernel",
+    "last", "max", "mean", "min", "open", "read_hdf5", "read_text", "reduce_by_key", "scatter", "shuffle", "std", "sum", "var",
 ]
 
 
