@@ -95,6 +95,7 @@ class GroupTable:
         self.js, self.jm, self.so = (np.empty(MICRO, np.int64) for _ in range(3))
         self.sv = np.empty(MICRO)
         self.dense = dense
+        self.bits_max = 62
         self._allocate(bits)
 
     def _allocate(self, bits: int) -> None:
@@ -106,6 +107,23 @@ class GroupTable:
     @property
     def nbytes(self) -> int:
         return int(self.T.nbytes + self.wide.nbytes + self.long.nbytes)
+
+    def bound(self, nbytes: int) -> None:
+        """Grow to at most `nbytes`, if batches allow; a table of that size is filled further, and then wants to be sealed."""
+        slots = max(1, nbytes // (8 * self.stride))
+        self.bits_max = max(self.bits, BITS_MIN, slots.bit_length() - 1)
+
+    @property
+    def limit(self) -> int:
+        """Groups that it takes before it grows."""
+        return load_limit(self.bits, self.dense or self.bits >= self.bits_max)
+
+    def fullness(self, rows: int) -> float:
+        """How full a table is that cannot grow, with `rows` more groups: 1 where it should be sealed."""
+        if self.bits < self.bits_max:
+            return 0.0
+        limit = self.limit
+        return float(self.groups[0]) / max(limit - rows, limit // 2)
 
     @property
     def string_places(self) -> NDArray[np.int64]:
@@ -142,7 +160,7 @@ class GroupTable:
 
     def _common(self, program: NDArray[np.int64], origin: np.uint64) -> tuple[Any, ...]:
         """What every kernel that adds rows is told of this table."""
-        return (self.T, self.F, self.stride, 64 - self.bits, load_limit(self.bits, self.dense), self.groups, self.init, program, self.wide,
+        return (self.T, self.F, self.stride, 64 - self.bits, self.limit, self.groups, self.init, program, self.wide,
                 self.wide_used, self.room, origin, self.js, self.jm, self.so, self.sv, self.long.starts, self.long.ends, self.long.data)
 
     def consume_buckets(self, rows: tuple[Any, ...], program: NDArray[np.int64]) -> int:
@@ -178,8 +196,13 @@ class GroupTable:
 
         if int(self.wide_used[0]) + self.room > len(self.wide):
             self.wide = np.concatenate([self.wide, np.zeros_like(self.wide)])
-        if int(self.groups[0]) + MICRO > load_limit(self.bits, self.dense):
-            self.grow(self.bits + (2 if self.bits < 21 else 1))
+        if int(self.groups[0]) + MICRO > self.limit:
+            self.grow(self._next_bits(self.bits, 21))
+
+    def _next_bits(self, bits: int, fast: int) -> int:
+        """Size to grow to: in larger steps while it is small, not past the bound in one."""
+        wanted = bits + (2 if bits < fast else 1)
+        return max(bits + 1, min(wanted, self.bits_max))
 
     def make_wide(self, groups: int) -> int:
         """Room for every sum of so many groups to spill once; returns the wide rows in use now."""
@@ -286,11 +309,21 @@ class StringCounts(GroupTable):
     def nbytes(self) -> int:
         return super().nbytes + int(self.short.nbytes)
 
+    @property
+    def short_limit(self) -> int:
+        return load_limit(self.short_bits, self.short_bits >= self.bits_max)
+
+    def fullness(self, rows: int) -> float:
+        if self.short_bits < self.bits_max:
+            return super().fullness(rows)
+        limit = self.short_limit
+        return max(super().fullness(rows), float(self.groups[2]) / max(limit - rows, limit // 2))
+
     def _run_strings(self, strings: BytesColumn, common: tuple[Any, ...], reached: int) -> int:
         from hpcmr.kernels.count_strings import count_strings
 
         return int(count_strings(strings.starts, strings.ends, strings.data, self.encoded, self.slots, self.jm, reached, len(strings), self.short,
-                                 64 - self.short_bits, load_limit(self.short_bits), self.T, 64 - self.bits, load_limit(self.bits), self.groups))
+                                 64 - self.short_bits, self.short_limit, self.T, 64 - self.bits, self.limit, self.groups))
 
     def add_words(self, blocks: BytesColumn) -> int:
         """Count the words of blocks of text; returns how many there were."""
@@ -303,7 +336,7 @@ class StringCounts(GroupTable):
             stretch = 1 << 12
             while at < end:
                 at = count_words(data, at, end, starts, ends, self.encoded, self.slots, self.jm, self.short, 64 - self.short_bits,
-                                 load_limit(self.short_bits), self.T, 64 - self.bits, load_limit(self.bits), self.groups)
+                                 self.short_limit, self.T, 64 - self.bits, self.limit, self.groups)
                 if at < end and self.groups[1] == LONG_STRING:
                     at = self._words_with_long(data, at, end, stretch, blocks.text)
                     stretch *= 2              # where long words are common, longer and longer stretches are taken this way
@@ -332,7 +365,7 @@ class StringCounts(GroupTable):
         if self.groups[1] != SHORT_FULL:
             return super().make_room()
         old = self.short
-        self._allocate_short(self.short_bits + (2 if self.short_bits < 20 else 1))
+        self._allocate_short(self._next_bits(self.short_bits, 20))
         grow_short(old, self.short, 64 - self.short_bits)
 
     def _everything(self) -> tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.uint64]]:
