@@ -32,7 +32,8 @@ class Move:
     names: Step | None = None
 
     def fingerprint(self) -> tuple[Any, ...]:
-        return (self.verb, tuple((n, e.fingerprint()) for n, e in self.columns), *(x.fingerprint() for x in (self.condition, self.names) if x is not None))
+        beside = [x.fingerprint() for x in (self.condition, self.names) if x is not None]
+        return (self.verb, tuple((n, e.fingerprint()) for n, e in self.columns), *beside)
 
 
 def filter_move(condition: Expr) -> Move:

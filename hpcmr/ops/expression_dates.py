@@ -88,8 +88,8 @@ def comparable(args: list[Node]) -> tuple[Node, Node]:
 def arithmetic(op: str, args: list[Node]) -> Node:
     """Date - date, date +- duration, duration +- duration."""
     from hpcmr.ops.expression import INFIX
-    from hpcmr.ops.expression_types import Trouble, shape_of
     from hpcmr.ops.expression_types import Node as Made
+    from hpcmr.ops.expression_types import Trouble, shape_of
 
     a, b = _as_date(args[0], args[1]) if op == "sub" else args[0], _as_date(args[1], args[0]) if op == "sub" else args[1]
     kinds = (a.kind, b.kind)

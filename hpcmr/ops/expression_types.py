@@ -350,8 +350,8 @@ def _merged(what: str, a: Node, b: Node) -> tuple[Node, Node]:
     if a.kind == b.kind == "b":
         return a, b
     a, b = pair([a, b])
-    kind = promoted(a, b)
-    return to(a, kind), to(b, kind)
+    dtype = promoted(a, b)
+    return to(a, dtype), to(b, dtype)
 
 
 def _as_string(node: Node, kind: ColumnType) -> Node:
