@@ -20,7 +20,29 @@ from typing import TYPE_CHECKING, Any
 from hpcmr._version import __version__
 
 if TYPE_CHECKING:
-    from hpcmr.api.aggregates import all, any, count, first, last, max, mean, min, std, sum, var
+    from hpcmr.api.aggregates import (
+        all,
+        any,
+        approx_count_distinct,
+        approx_quantile,
+        argmax,
+        argmin,
+        count,
+        count_distinct,
+        first,
+        last,
+        list,
+        max,
+        mean,
+        median,
+        min,
+        quantile,
+        std,
+        sum,
+        top_k,
+        var,
+    )
+    from hpcmr.api.expressions import col, lit, when
     from hpcmr.api.functions import batch, kernel
     from hpcmr.api.library import broadcast, gather, reduce_by_key, scatter, shuffle
     from hpcmr.api.output import open
@@ -30,7 +52,9 @@ if TYPE_CHECKING:
     from hpcmr.errors import HpcmrError
 
 _HOMES = {
-    "hpcmr.api.aggregates": ("all", "any", "count", "first", "last", "max", "mean", "min", "std", "sum", "var"),
+    "hpcmr.api.aggregates": ("all", "any", "approx_count_distinct", "approx_quantile", "argmax", "argmin", "count", "count_distinct", "first", "last",
+                             "list", "max", "mean", "median", "min", "quantile", "std", "sum", "top_k", "var"),
+    "hpcmr.api.expressions": ("col", "lit", "when"),
     "hpcmr.api.functions": ("batch", "kernel"),
     "hpcmr.api.library": ("broadcast", "gather", "reduce_by_key", "scatter", "shuffle"),
     "hpcmr.api.output": ("open",),
@@ -42,8 +66,9 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "HpcmrError", "Result", "Table", "__version__", "all", "any", "batch", "broadcast", "count", "first", "from_arrays", "gather", "kernel",
-    "last", "max", "mean", "min", "open", "read_hdf5", "read_text", "reduce_by_key", "scatter", "shuffle", "std", "sum", "var",
+    "HpcmrError", "Result", "Table", "__version__", "all", "any", "approx_count_distinct", "approx_quantile", "argmax", "argmin", "batch",
+    "broadcast", "col", "count", "count_distinct", "first", "from_arrays", "gather", "kernel", "last", "list", "lit", "max", "mean", "median",
+    "min", "open", "quantile", "read_hdf5", "read_text", "reduce_by_key", "scatter", "shuffle", "std", "sum", "top_k", "var", "when",
 ]
 
 
