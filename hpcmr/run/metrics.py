@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any
 
 from hpcmr.run.memory import status_nbytes
@@ -79,10 +78,8 @@ class StageTotals:
         return dict(self.__dict__)
 
 
-def link(figures: list[StageFigures]) -> list[StageFigures]:
-    """What an operator made is what the next stage read of it; the peak is taken now."""
-    for stage, following in pairwise(figures):
-        stage.rows_out, stage.nbytes_out = following.rows_in, following.nbytes_in
+def measured(figures: list[StageFigures]) -> list[StageFigures]:
+    """The figures of this rank, with the peak of its memory now."""
     for stage in figures:
         stage.peak_nbytes = status_nbytes("VmHWM")
     return figures
