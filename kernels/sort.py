@@ -185,6 +185,93 @@ def gather_pairs(addresses, rows, stride, payload, B):
     return n
 
 
+@kernel(f"boolean(int64[::1], int64[::1], int64, int64, uint64, int64, int64, int64, {_P}, int64[::1])")
+def fill_buckets(addresses, rows, stride, payload, lo, shift, size, room, A, fill):
+    """What `gather_pairs` gives, stably into buckets ``(word - lo) >> shift`` of `room` pairs each; False if that is not enough for one.
+
+    No row is counted before, so the rows are read once. For words that are spread evenly. A: 2 * room * size words.
+    """
+    fill[:size] = 0
+    sh = U(shift)
+    top = U(size - 1)
+    pitch = U(2 * room)
+    for s in range(addresses.size):
+        at = addresses[s]
+        for _ in range(rows[s]):
+            x = peek64(at)
+            b = min((x - lo) >> sh, top)
+            f = fill[b]
+            if f == room:
+                return False
+            fill[b] = f + 1
+            o = b * pitch + U(2 * f)
+            A[o] = x
+            A[o + U(1)] = U(at) if payload < 0 else peek64(at + 8 * payload)
+            at += stride
+    return True
+
+
+@inner
+def sort_bucket_out(A, o, m, lo, shift, counts, W, Q, pos):
+    """m pairs from word o of A on, sorted, to W (words) and Q (payload) from pos on. Word - lo has at most `shift` bits.
+
+    A counting pass on the first bits makes places of one word each, about; an insertion sort does the rest.
+    """
+    sh = U(0)
+    if m > 12:
+        bits = min(64 - clz(U(m - 1)), shift)
+        sh = U(shift - bits)
+        size = 1 << bits
+        for q in range(size + 1):
+            counts[q] = 0
+        for i in range(m):
+            counts[((A[o + U(2 * i)] - lo) >> sh) + U(1)] += np.uint16(1)
+        below = np.uint16(0)
+        for q in range(size):
+            below += counts[q + 1]
+            counts[q + 1] = below
+        for i in range(m):
+            x = A[o + U(2 * i)]
+            b = (x - lo) >> sh
+            q = counts[b]
+            counts[b] = q + np.uint16(1)
+            W[U(pos) + U(q)] = x
+            Q[U(pos) + U(q)] = A[o + U(2 * i + 1)]
+        if sh == U(0):
+            return
+    else:
+        for i in range(m):
+            W[U(pos + i)] = A[o + U(2 * i)]
+            Q[U(pos + i)] = A[o + U(2 * i + 1)]
+    most = W[U(pos)]
+    for i in range(pos + 1, pos + m):
+        x = W[U(i)]
+        if x < most:
+            y = Q[U(i)]
+            j = i - 1
+            while j >= pos and W[U(j)] > x:
+                W[U(j + 1)] = W[U(j)]
+                Q[U(j + 1)] = Q[U(j)]
+                j -= 1
+            W[U(j + 1)] = x
+            Q[U(j + 1)] = y
+        else:
+            most = x
+
+
+@kernel(f"void({_P}, int64[::1], int64, int64, uint64, int64, uint16[::1], uint64, {_P}, {_P})")
+def empty_buckets(A, fill, size, room, lo, shift, counts, turn, W, Q):
+    """Buckets of `fill_buckets`, sorted: words, turned by `turn`, to W and payload to Q. counts: twice `room` + 2."""
+    pos = 0
+    for b in range(size):
+        m = fill[b]
+        if m > 0:
+            sort_bucket_out(A, U(2 * room) * U(b), m, lo + (U(b) << U(shift)), shift, counts, W, Q, pos)
+            for i in range(pos, pos + m):
+                W[U(i)] ^= turn
+            pos += m
+
+
 @inner
 def order_long(A, a, m, k, long_starts, long_ends, long_data):
     """Pairs a .. a + m - 1 are ordered by the last word of a string; where long ones are among them, order them by their bytes.

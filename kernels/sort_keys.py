@@ -2,7 +2,7 @@
 
 A row's key is K words of 64 bits, compared as unsigned numbers, first word first. Each column has a *field* in it: some bits for a value that
 order as the values do, all turned where the order is descending, and one bit before them where the column has nulls: 1 for a null, whose
-value bits are 0, so that nulls come last in both directions. Fields lie one behind the other, the most significant bit first; those of
+value bits are all equal, so that nulls come last in both directions. Fields lie one behind the other, the most significant bit first; those of
 strings begin and end with a word.
 
 A string takes `count` words, big endian: its first 8 count - 1 bytes, and its length in the last byte, 255 (`LONG`) where it is longer. Rows
@@ -20,6 +20,7 @@ from hpcmr.kernels.keys import LONG, SIGN, load_be
 from hpcmr.kernels.sort import sort_groups_by_word, split_groups
 
 TAIL_WORD, TAIL_TURNED, TAIL_SKIP, TAIL_SLOT, TAIL_STARTS, TAIL_ENDS, TAIL_DATA, TAIL_STEP = range(8)
+INSIDE = -2          # as TAIL_SLOT: strings of TAIL_ENDS bytes lie in the records themselves, TAIL_DATA bytes behind the address
 NAN_WORD = U(0xFFF8000000000000)
 INFINITY_BITS = U(0x7FF0000000000000)
 
@@ -86,16 +87,17 @@ def put_strings(starts, ends, data, words, width, at, count, turn):
     return longest
 
 
-@kernel(f"void({_RO_M}, {_P}, int64, int64, int64, int64)")
-def put_nulls(valid, words, width, null_bit, bit, bits):
-    """Mark the null rows of a field, and clear their value."""
+@kernel(f"void({_RO_M}, {_P}, int64, int64, int64, int64, boolean)")
+def put_nulls(valid, words, width, null_bit, bit, bits, ones):
+    """Mark the null rows of a field, and make all bits of their value 0, or 1 (so that a string that is turned does not seem long)."""
     for i in range(valid.size):
         if not valid[i]:
             o = i * width
             at = bit
             while at < bit + bits:
                 m = min(bit + bits - at, 64 - (at & 63))
-                words[o + (at >> 6)] &= ~((~U(0) >> U(64 - m)) << U(64 - (at & 63) - m))
+                here = (~U(0) >> U(64 - m)) << U(64 - (at & 63) - m)
+                words[o + (at >> 6)] = (words[o + (at >> 6)] & ~here) | (here if ones else U(0))
                 at += m
             put_field(words, o, null_bit, 1, U(1))
 
@@ -137,11 +139,15 @@ def compare_bytes(a, n, b, m):
 
 @inner
 def compare_tails(tail, i, j):
-    """Order of the strings of rows i and j behind their words, as the field wants it."""
+    """Order of the strings of rows i and j behind their words, as the field wants it. i and j are addresses where strings lie in the records."""
     step = tail[TAIL_STEP]
+    skip = tail[TAIL_SKIP]
+    if tail[TAIL_SLOT] == INSIDE:
+        n = tail[TAIL_ENDS] - skip
+        c = compare_bytes(tail[TAIL_DATA] + i + skip, n, tail[TAIL_DATA] + j + skip, n)
+        return -c if tail[TAIL_TURNED] else c
     a = I(peek64(tail[TAIL_STARTS] + step * i))
     b = I(peek64(tail[TAIL_STARTS] + step * j))
-    skip = tail[TAIL_SKIP]
     c = compare_bytes(tail[TAIL_DATA] + a + skip, I(peek64(tail[TAIL_ENDS] + step * i)) - a - skip,
                       tail[TAIL_DATA] + b + skip, I(peek64(tail[TAIL_ENDS] + step * j)) - b - skip)
     return -c if tail[TAIL_TURNED] else c
@@ -150,7 +156,7 @@ def compare_tails(tail, i, j):
 @helper
 def row_number(tail, address, base, stride):
     slot = tail[TAIL_SLOT]
-    return I(peek64(address + slot)) if slot >= 0 else (address - base) // stride
+    return I(peek64(address + slot)) if slot >= 0 else address if slot == INSIDE else (address - base) // stride
 
 
 @inner

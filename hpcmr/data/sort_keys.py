@@ -21,6 +21,7 @@ from hpcmr.errors import JobSpecError
 Words = NDArray[np.uint64]
 Index = NDArray[np.int64]
 ALL_ONES = (1 << 64) - 1
+INSIDE = -2
 
 
 @dataclass(frozen=True)
@@ -213,22 +214,34 @@ def encode_sort_keys(batch: Batch, layout: SortLayout, out: Words | None = None)
             else:
                 k.put_integers(values, flat, layout.width, f.bit, f.bits, np.uint64(f.bias), np.uint64(f.turn))
         if f.null_bit >= 0 and column.valid is not None:
-            k.put_nulls(column.valid, flat, layout.width, f.null_bit, f.bit, f.bits)
+            k.put_nulls(column.valid, flat, layout.width, f.null_bit, f.bit, f.bits, f.is_string and f.descending)
     return words
 
 
-def tails_of(layout: SortLayout, strings: Mapping[str, BytesColumn], slot: int = -1) -> NDArray[np.int64]:
-    """Where the bytes behind the words lie, of the columns in `strings`: ``(t, 8) int64``, for `hpcmr.kernels.sort_keys.order_rows`.
+def tails_of(layout: SortLayout, strings: Mapping[str, BytesColumn], slot: int = -1, inside: Mapping[str, int] | None = None) -> NDArray[np.int64]:
+    """Where the bytes behind the words lie: ``(t, 8) int64``, for `hpcmr.kernels.sort_keys.order_rows`.
 
-    `slot`: see there. The columns must be kept while this is used.
+    Parameters
+    ----------
+    layout : SortLayout
+    strings : dict of str to BytesColumn
+        The columns with strings longer than their words; to be kept while this is used.
+    slot : int
+        Where a row's number in them is found, see `order_rows`.
+    inside : dict of str to int, optional
+        Columns of a fixed width that lie in the rows themselves, and how many bytes behind the words.
     """
+    inside = inside or {}
     rows = []
     for f in layout.fields:
+        last = (f.bit >> 6) + f.count - 1
         if f.name in strings:
             s = strings[f.name]
             assert s.starts.strides == s.ends.strides or len(s) < 2
-            rows.append([(f.bit >> 6) + f.count - 1, int(f.descending), f.inline_nbytes, slot, s.starts.ctypes.data, s.ends.ctypes.data,
-                         s.data.ctypes.data, s.starts.strides[0]])
+            rows.append([last, int(f.descending), f.inline_nbytes, slot, s.starts.ctypes.data, s.ends.ctypes.data, s.data.ctypes.data,
+                         s.starts.strides[0]])
+        elif f.name in inside:
+            rows.append([last, int(f.descending), f.inline_nbytes, INSIDE, 0, f.type.row_nbytes, inside[f.name], 0])
     return np.array(rows, np.int64).reshape(-1, 8)
 
 
