@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from hpcmr.data.batch import Batch, BytesColumn, FixedColumn
 from hpcmr.data.keys import KeyLayout, KeyWords, as_strings, as_words, decode_key, encode_keys, intern_keys, word_count
-from hpcmr.data.partitioning import PARTITION_NBYTES, Partitioned
+from hpcmr.data.partitioning import PARTITION_NBYTES, Partitioned, without
 from hpcmr.data.schema import Field, Schema
 from hpcmr.errors import ConservationError, JobSpecError
 from hpcmr.ops.accumulators import Agg, compile_program
@@ -35,6 +35,8 @@ ORIGIN_BITS = 40
 RADIX_KEYS_MIN = 100_000
 BITS_FIRST_MAX = 20
 LARGE_NBYTES = 1 << 30
+TABLE_SHARE = 4                 # of the memory that is free at the beginning, what the table that takes rows in may have
+ROWS_SHARE = 6                  # the same for rows that are kept as they are
 SAMPLE_ROWS_MIN = 10_000        # a smaller sample is a small input: the way does not matter
 
 
@@ -51,6 +53,7 @@ class Aggregate:
     """
 
     name = "aggregate"
+    round_share = 3             # of the budget: the table asks earlier, what it points at (long strings, wide sums) may have the rest
 
     def __init__(self, keys: tuple[str, ...], aggs: tuple[Agg, ...], strategy: str = "auto") -> None:
         self.keys = keys
@@ -69,7 +72,7 @@ class Aggregate:
         if twice:
             raise JobSpecError(f"two output columns are called {twice[0]!r}; name aggregates apart, for example total=sum('x')")
         self.schema = schema
-        self.layout = KeyLayout.of(schema, self.keys)
+        self.layout = self.by = KeyLayout.of(schema, self.keys)        # `by`: the columns whose hash is the partition, first among the keys
         self.program = compile_program(schema, self.aggs)
         self.finals: list[Final] = [final_of(a, self.program, schema) for a in self.aggs]
         keys = tuple(Field(n, schema[n].type, schema[n].attrs) for n in self.keys)
@@ -102,6 +105,8 @@ class Aggregate:
         hashes = self._sample(estimate)
         self.way = self._choose(hashes, estimate)
         self.table = kind(self.layout, self.program, self._first_bits(hashes), dense=self.way == "radix")
+        self.table.bound(ctx.available() // TABLE_SHARE)
+        self.batch_rows = 0
         # What merged states point at, long strings and wide sums, outlives the seals of the table that takes rows in.
         self.merged = kind(self.layout, self.program)
         self.held = 0
@@ -119,7 +124,7 @@ class Aggregate:
         self.rows_out = 0
         raw_input = self._raw_input()
         if self.way == "raw" and raw_input is not None:
-            self.chunks = ChunkRows(raw_input, ctx.partitions)
+            self.chunks = ChunkRows(raw_input, ctx.partitions, ctx.available() // ROWS_SHARE)
         elif self.way == "radix" and raw_input is not None:
             self.buckets = BucketRows(raw_input, self.table, self.array)
         self._account()
@@ -173,6 +178,7 @@ class Aggregate:
             rows = batch.nrows
             self._consume_rows(batch, origin)
         self.rows_in += rows
+        self.batch_rows = max(self.batch_rows, rows)
         self._account()
         return rows
 
@@ -252,7 +258,7 @@ class Aggregate:
     def _account(self) -> None:
         """Keep the budget in step with what is held."""
         tables = self.table.nbytes + self.merged.nbytes + self.reducer.nbytes
-        tables += (self.nulls.nbytes if self.nulls else 0) + sum(v.nbytes for v in self.raw_nulls)
+        tables += self._extra_nbytes()
         now = tables + (self.chunks.nbytes if self.chunks else 0) + (self.buckets.nbytes if self.buckets else 0) + self.inbox_nbytes
         if now > self.held:
             self.ctx.take(now - self.held, "the state of group_by")
@@ -260,21 +266,29 @@ class Aggregate:
             self.ctx.give(self.held - now)
         self.held = now
 
+    def _extra_nbytes(self) -> int:
+        return (self.nulls.nbytes if self.nulls else 0) + sum(v.nbytes for v in self.raw_nulls)
+
     # ------------------------------------------------------------------ out and in again
 
     def pressure(self) -> float:
         if self.chunks is not None:
             return self.chunks.nbytes_used / self.chunks.nbytes_round
-        own = self.table.nbytes + (self.nulls.nbytes if self.nulls else 0)
-        return own / max(1, own + self.ctx.available()) * 1.25
+        own = self.sealable_nbytes
+        return max(own / max(1, own + self.ctx.available()) * 1.25, self.table.fullness(self.batch_rows))
+
+    @property
+    def sealable_nbytes(self) -> int:
+        """Bytes that a seal would set free."""
+        return self.table.nbytes + self._extra_nbytes() + (self.chunks.nbytes_used if self.chunks is not None else 0)
 
     def drain(self) -> None:
         if self.buckets is not None:
             self.buckets.drain()
 
     def seal(self) -> Partitioned:
-        part = self.chunks.seal() if self.chunks is not None else self.table.seal(self.ctx.partitions)
-        nulls = self.nulls.seal(self.ctx.partitions) if self.nulls is not None else None
+        part = self.chunks.seal() if self.chunks is not None else self._sealed()
+        nulls = self.nulls.seal(self.ctx.partitions, self.by) if self.nulls is not None else None
         if self.raw_nulls:
             nulls = null_values(np.concatenate(self.raw_nulls), self.ctx.partitions)
             self.raw_nulls = []
@@ -282,6 +296,9 @@ class Aggregate:
             part = together(part, nulls)
         self._account()
         return part
+
+    def _sealed(self) -> Partitioned:
+        return self.table.seal(self.ctx.partitions)
 
     def merge(self, part: Partitioned) -> None:
         if not part.batch.nrows:
@@ -316,6 +333,17 @@ class Aggregate:
             for states in self.reducer.reduce(self.inbox, partition):
                 yield self._block(states)
             yield from nulls
+        self._release(partition)
+
+    def _release(self, partition: int) -> None:
+        """State that covers this partition alone is done with; the rest goes when all are finished."""
+        gone = 0
+        for inbox in (self.inbox, *self.null_inbox.values()):
+            gone += sum(p.batch.nbytes for p in inbox if p.first == partition and p.count == 1)
+            inbox[:] = without(inbox, partition)
+        self.inbox_nbytes -= gone
+        if gone and not self.inbox and not any(self.null_inbox.values()):
+            self.merged.reset()                        # long strings and wide sums that nobody points at any more
         self._account()
 
     def _block(self, states: States, null: int = 0) -> Batch:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from hpcmr.data.batch import Batch, BytesColumn, Column, FixedColumn, ListColumn
 from hpcmr.data.keys import LONG, KeyLayout, KeyWords, as_strings, encode_keys, word_count
-from hpcmr.data.partitioning import Partitioned, partition_bits
+from hpcmr.data.partitioning import Partitioned, partition_bits, without
 from hpcmr.data.schema import Schema
 from hpcmr.errors import ConservationError, JobSpecError
 from hpcmr.ops.contract import Origin, StageContext
@@ -122,8 +122,13 @@ class KeyedRows:
     # ---- out and in again ----------------------------------------------------------------------------------------------
 
     def pressure(self) -> float:
-        own = self.held - self.merged_nbytes
+        own = self.sealable_nbytes
         return own / max(1, own + self.ctx.available()) * 1.25
+
+    @property
+    def sealable_nbytes(self) -> int:
+        """Bytes that a seal would set free."""
+        return self.held - self.merged_nbytes
 
     def drain(self) -> None:
         self._combine_waiting()
@@ -132,6 +137,7 @@ class KeyedRows:
         """What was consumed since the last seal. What was merged stays: its partitions are at their owner for the whole stage."""
         self._combine_waiting()
         whole = Batch.concat(self.kept) if self.kept else self.nothing()
+        self.kept = []               # freed before the rows are copied once more
         hashes = encode_keys(whole, self.layout.for_batches(whole)).hashes
         bits = partition_bits(self.ctx.partitions)
         # At most 65,536 partitions: NumPy sorts 16-bit numbers by radix, several times faster than others.
@@ -139,7 +145,6 @@ class KeyedRows:
         starts = np.zeros(self.ctx.partitions + 1, np.int64)
         np.cumsum(np.bincount(partition, minlength=self.ctx.partitions), out=starts[1:])
         part = Partitioned(whole.take(np.argsort(partition, kind="stable")).compact(), starts)
-        self.kept = []
         self._hold(self.merged_nbytes - self.held)
         return part
 
@@ -162,8 +167,9 @@ class KeyedRows:
 
     def finish(self, partition: int) -> Batch:
         """Result of one partition, in key order."""
-        found = [p.part(partition) for p in self.merged if p.first <= partition < p.first + p.count]
+        found = [p.part(partition) for p in self.merged if p.covers(partition)]
         found = [b for b in found if b.nrows]
+        self.merged = without(self.merged, partition)
         if not found:
             return Batch.empty(self.out_schema())
         rows = Batch.concat(found)
@@ -210,11 +216,23 @@ def sorted_groups(rows: Batch, layout: KeyLayout, origin: NDArray[np.uint64]) ->
         order = np.argsort(words[0], kind="stable") if len(words) == 1 else np.lexsort(words[::-1])
     else:
         order = np.lexsort((origin, *words[::-1]))
-    differs = np.zeros(rows.nrows - 1, np.bool_)
+    return order, _starts([w[order] for w in words])
+
+
+def group_starts(rows: Batch, layout: KeyLayout) -> Index:
+    """Where each group starts in rows that are sorted by key: ``(groups + 1,)``."""
+    if not rows.nrows:
+        return np.zeros(1, np.int64)
+    layout = layout.for_batches(rows)
+    return _starts(_with_ranks(rows, layout, encode_keys(rows, layout)))
+
+
+def _starts(words: list[NDArray[np.uint64]]) -> Index:
+    n = len(words[0])
+    differs = np.zeros(n - 1, np.bool_)
     for w in words:
-        s = w[order]
-        differs |= s[1:] != s[:-1]
-    return order, np.concatenate([[0], np.flatnonzero(differs) + 1, [rows.nrows]]).astype(np.int64)
+        differs |= w[1:] != w[:-1]
+    return np.concatenate([[0], np.flatnonzero(differs) + 1, [n]]).astype(np.int64)
 
 
 def _with_ranks(rows: Batch, layout: KeyLayout, encoded: KeyWords) -> list[NDArray[np.uint64]]:

@@ -69,8 +69,8 @@ class NullGroups:
         hash_words(flat, self.layout.width, batch.nrows, self.layout.string_ends, self.table.long.hashes, encoded.hashes)
         self.table.add(Rows(batch.nrows, words=encoded.words, hashes=encoded.hashes), self.array, origin)
 
-    def seal(self, partitions: int) -> Partitioned | None:
-        """Take the states out in partition order, in the form of those without nulls; None if there are none."""
+    def seal(self, partitions: int, by: KeyLayout) -> Partitioned | None:
+        """Take the states out in the partition order of the columns of `by`, in the form of those without nulls; None if there are none."""
         if not self.table.groups[0]:
             return None
         from hpcmr.kernels.keys import hash_words
@@ -83,7 +83,7 @@ class NullGroups:
         rows = np.ascontiguousarray(np.delete(wide, flags, axis=1))
         rows[:, self.narrow.width] |= pattern
         hashes = np.empty(len(rows), np.uint64)
-        hash_words(rows.reshape(-1), rows.shape[1], len(rows), self.narrow.string_ends, long.hashes, hashes)
+        hash_words(rows.reshape(-1), rows.shape[1], len(rows), by.string_ends, long.hashes, hashes)
         columns = {**batch.columns, "state": FixedColumn(rows, pattern == 0)}
         return partitioned(Batch(columns, len(rows)), hashes, partitions)
 

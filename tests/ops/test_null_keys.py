@@ -158,7 +158,7 @@ def test_on_ranks(subworld: Any) -> None:
     columns = {"k": np.ma.MaskedArray(key, ~valid)[part] if not valid[part].all() else key[part], "x": key[part] % 3, "v": value[part]}
     table = mr.from_arrays(getattr(subworld, "comm", None), columns)
     aggs = (mr.sum("v", name="s"), mr.count(name="n"))
-    one, two = (table.group_by(*keys).agg(*aggs).collect().to_pydict() for keys in (("k",), ("x", "k")))
+    one, two = (table.group_by(*keys).agg(*aggs).collect().batch.to_pydict() for keys in (("k",), ("x", "k")))
     masked = [k if ok else None for k, ok in zip(key.tolist(), valid.tolist(), strict=True)]
     assert {k: (s, c) for k, s, c in zip(one["k"], one["s"], one["n"], strict=True)} == {
         k: (math.fsum(v for j, v in zip(masked, value.tolist(), strict=True) if j == k), masked.count(k)) for k in set(masked)}

@@ -70,6 +70,10 @@ def run(make: Callable[[], Any], splits: Splits, ranks: int = 1, seal_every: int
         ops.append(op)
 
     def exchange() -> None:
+        while exchange_once():
+            pass
+
+    def exchange_once() -> bool:
         parts = []
         for op in ops:
             op.drain()
@@ -80,6 +84,7 @@ def run(make: Callable[[], Any], splits: Splits, ranks: int = 1, seal_every: int
             lo, hi = partitions * r // ranks, partitions * (r + 1) // ranks
             for p in parts:
                 op.merge(Partitioned(p.batch.slice(int(p.starts[lo]), int(p.starts[hi])), p.starts[lo:hi + 1] - p.starts[lo], lo))
+        return any([hasattr(op, "pending") and op.pending() for op in ops])
 
     for index, split in enumerate(splits):
         row = 0
