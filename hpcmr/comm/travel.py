@@ -147,9 +147,22 @@ def travel(world: World, streams: list[Stream], round_nbytes: int, stats: Stats,
     """
     own = _own_parts(streams, world.rank)
     if isinstance(world, MpiWorld):
-        _between_ranks(world, streams, round_nbytes, stats, own, what)
+        way = _between_ranks
+        if world.node_count > 1 and _takes_leaders(world, streams):
+            from hpcmr.comm.leaders import travel_through_leaders as way
+        way(world, streams, round_nbytes, stats, own, what)
     for there, here in own:
         np.copyto(there, here)
+
+
+def _takes_leaders(world: MpiWorld, streams: list[Stream]) -> bool:
+    """The same answer on all ranks. Collective, where ranks and nodes leave a choice."""
+    from hpcmr.comm.leaders import worth_leaders
+
+    if world.leaders is not None or not worth_leaders(world.size, world.node_count, 0):
+        return bool(world.leaders)
+    nbytes = world.allreduce(np.array([sum(int(s.sendcounts.sum()) for s in streams)], np.int64))
+    return worth_leaders(world.size, world.node_count, int(nbytes[0]))
 
 
 def _between_ranks(world: MpiWorld, streams: list[Stream], round_nbytes: int, stats: Stats, own: Iterator[tuple[Bytes, Bytes]], what: str) -> None:
