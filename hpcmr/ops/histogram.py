@@ -121,14 +121,14 @@ class Histogram:
         self.one = isinstance(column, str)
         self.limits, self.weights, self.density, self.root = limits, weights, density, root
         self.extents: list[tuple[Any, Any] | None] = [None] * len(self.columns)
-        each = [bins] * len(self.columns) if self.one or np.ndim(bins) == 0 and not isinstance(bins, Sequence) else list(bins)
+        each = [bins] * len(self.columns) if self.one or not isinstance(bins, Sequence | np.ndarray) else list(bins)
         if len(each) != len(self.columns):
             raise JobSpecError(f"histogram({list(self.columns)}): bins holds {len(each)} entries for {len(self.columns)} columns; "
                                "give a number, or a number or edges for each column")
         if limits is not None and not self.one and len(limits) != len(self.columns):
             raise JobSpecError(f"histogram({list(self.columns)}): range holds {len(limits)} entries for {len(self.columns)} columns")
         for b in each:
-            if isinstance(b, str) or (np.ndim(b) == 0 and not isinstance(b, int | np.integer)):
+            if isinstance(b, str) or not isinstance(b, int | np.integer | Sequence | np.ndarray):
                 raise JobSpecError(f"histogram: bins={b!r}: give a number of bins, or their edges")
         self.bins_of = each
         self.ctx: OutletContext | None = None
@@ -223,8 +223,8 @@ class Histogram:
         """By the sum of all bins and the size of each, in NumPy's order of operations."""
         total, found = counts.sum(), counts
         with np.errstate(all="ignore"):
-            for axis, edges in enumerate(self.edges):
-                found = found / np.diff(edges).reshape([-1 if a == axis else 1 for a in range(len(self.shape))])
+            for axis, edges in enumerate(self.made):
+                found = found / np.diff(edges).astype(np.float64).reshape([-1 if a == axis else 1 for a in range(len(self.shape))])
             return found / total
 
     def abandon(self) -> None:
