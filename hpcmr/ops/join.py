@@ -59,6 +59,7 @@ class Join:
             if len(set(names)) < len(names):
                 raise JobSpecError(f"join: a key column stands twice in {', '.join(names)}")
         self.left_on, self.right_on, self.how = left_on, right_on, how
+        self.keys, self.right_keys = left_on, right_on
         self.broadcast_nbytes, self.block_nbytes = broadcast_nbytes, block_nbytes
         self.cuts: Cuts | None = None
 
