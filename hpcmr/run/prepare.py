@@ -183,16 +183,25 @@ def sample_of(world: World, chain: Chain, feed: Feed) -> Batch | None:
     Results never depend on it, so that any rows will do: they are looked for in the first few pieces only.
     """
 
+    quick = all(getattr(step, "quick", False) for step in chain.steps)      # then what a filter leaves is worth filling up
+
     def look() -> Batch | None:
         pieces = range(min(feed.count, SAMPLE_PIECES)) if feed.dealt else feed.mine[:SAMPLE_PIECES]
-        rows = SAMPLE_ROWS_IN if chain.steps else SAMPLE_ROWS
+        rows = SAMPLE_ROWS if quick else SAMPLE_ROWS_IN
         for piece in pieces:
+            found: list[Batch] = []
             try:
                 few = (batch.slice(0, rows) for batch in feed.peek(piece))
                 for batch in chain.through(few, piece, feed.row(piece)):
-                    return batch.slice(0, SAMPLE_ROWS).compact()
+                    left = SAMPLE_ROWS - sum(b.nrows for b in found)
+                    # The memory of a batch may be that of the next one.
+                    found.append(batch.take(np.arange(min(left, batch.nrows), dtype=np.int64)).compact())
+                    if not quick or left <= 2 * batch.nrows:
+                        break
             except Exception as error:
                 raise located(error, feed, piece) from error.__cause__
+            if found:
+                return Batch.concat(found)
         return None
 
     return world.on_root(look)
