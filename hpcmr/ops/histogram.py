@@ -42,7 +42,7 @@ class Extent:
     """
 
     name = "extent"
-    root = None
+    root: int | None = None
     ascending = False
 
     def __init__(self, columns: tuple[str, ...]) -> None:

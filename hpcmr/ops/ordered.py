@@ -53,6 +53,9 @@ class Ordered:
         self._state: Any = None
         self.row = 0
 
+    def fingerprint(self) -> tuple[Any, ...]:
+        raise NotImplementedError
+
     # ---- what a child says ---------------------------------------------------------------------------------------------
 
     def new_type(self, schema: Schema) -> ColumnType:

@@ -105,7 +105,8 @@ class _Quantile:
             return a
         if self.method == "higher":
             return b
-        return np.quantile(np.array([a, b]), at, method=self.method)
+        quantile: Any = np.quantile      # its annotations name methods one by one
+        return quantile(np.array([a, b]), at, method=self.method)
 
 
 class ExactQuantile(_Quantile):
@@ -208,7 +209,8 @@ class ApproxQuantile(_Quantile):
         out = []
         for q in self.q:
             low, high, at = self.between(n, q)
-            out.append(self.blend(*(middle_of(int(np.searchsorted(ends, k, "right"))) for k in (low, high)), at))
+            a, b = (middle_of(int(np.searchsorted(ends, k, "right"))) for k in (low, high))
+            out.append(self.blend(a, b, at))
         return np.array(out, np.float64)
 
 
@@ -296,7 +298,7 @@ class Selection:
         mine = np.concatenate(self.chunks) if self.chunks else np.empty(0, np.uint64)
         whole = np.sort(np.concatenate(together.allgather(mine)))
         for low, high, below in ranges:
-            a, b = (int(np.searchsorted(whole, np.uint64(x), side)) for x, side in ((low, "left"), (high, "right")))
+            a, b = int(np.searchsorted(whole, np.uint64(low))), int(np.searchsorted(whole, np.uint64(high), "right"))
             found.update({k: int(whole[a + k - below]) for k in wanted if below <= k < below + b - a})
 
 

@@ -167,15 +167,16 @@ def placed(batch: Batch, begins: Mask, state: Place, method: str, columns: tuple
     rows = np.arange(state.rows, state.rows + batch.nrows, dtype=np.int64)
     starts = np.maximum.accumulate(np.where(begins, rows, state.start))
     runs = state.runs + np.cumsum(begins)
-    base = runs_base = np.int64(0)
+    base: Any = np.zeros(1, np.int64)
+    runs_base: Any = base
     if groups is not None and groups.any():
         # Rows and runs before each group; the state's group begins at 0.
         base = np.maximum.accumulate(np.where(groups, rows, 0))
         runs_base = np.maximum.accumulate(np.where(groups, runs - 1, 0))
     found = {"row_number": rows - base, "rank": starts - base, "dense_rank": runs - 1 - runs_base}[method] + 1
-    last = Place(int(rows[-1]) + 1, int(runs[-1]), int(starts[-1]), key_of(batch, columns, batch.nrows - 1))
-    if groups is not None and groups.any():
-        last = Place(last.rows - int(base[-1]), last.runs - int(runs_base[-1]), last.start - int(base[-1]), last.key)
+    rows_before, runs_before = int(base[-1]), int(runs_base[-1])
+    last = Place(int(rows[-1]) + 1 - rows_before, int(runs[-1]) - runs_before, int(starts[-1]) - rows_before,
+                 key_of(batch, columns, batch.nrows - 1))
     return FixedColumn(np.ascontiguousarray(found, np.int64)), last
 
 
@@ -231,6 +232,6 @@ def key_of(batch: Batch, columns: tuple[str, ...], row: int) -> Key:
             found.append(column.data[int(column.starts[row]):int(column.ends[row])].tobytes())
         else:
             assert isinstance(column, FixedColumn)
-            value = column.values[row]
-            found.append(repr(float(value) + 0.0) if column.values.dtype.kind == "f" else value.tobytes() if column.values.dtype.kind in "SmM" else int(value))
+            value, letter = column.values[row], column.values.dtype.kind
+            found.append(repr(float(value) + 0.0) if letter == "f" else value.tobytes() if letter in "SmMc" else int(value))
     return tuple(found)

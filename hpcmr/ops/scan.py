@@ -119,8 +119,8 @@ class SumScan(_Scan):
         bad = found < before if dtype.kind == "u" else ((before ^ found) & (values ^ found)) < 0
         if bad.any():
             row = int(np.argmax(bad))
-            raise DataError(f"scan({self.column!r}, 'sum'): the running sum is {int(before[row]) + int(values[row])}, which does not fit in {self.out}; "
-                            "scan a float64 column", record=self.row + row)
+            raise DataError(f"scan({self.column!r}, 'sum'): the running sum is {int(before[row]) + int(values[row])}, "
+                            f"which does not fit in {self.out}; scan a float64 column", record=self.row + row)
         return FixedColumn(found, column.valid), int(found[-1])
 
 
@@ -225,7 +225,8 @@ class FunctionScan(_Scan):
         return self._run(summary, batch)[1]
 
     def carried(self, summaries: list[Any]) -> list[Any]:
-        found, total = [], None
+        found: list[Any] = []
+        total = None
         for summary in summaries:
             found.append(total)
             if summary is not None:

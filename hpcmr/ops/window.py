@@ -240,8 +240,8 @@ class Window(_Behind):
 
         out = np.empty(len(column) - first)
         valid = ALL_VALID if column.valid is None else column.valid
-        moving_sums(column.values.astype(np.float64, copy=False), valid, first, self.rows, self.op == "mean", out, np.zeros(3, np.uint64), np.zeros((4, DIGITS), np.int64),
-                    np.zeros(1, np.int64))
+        moving_sums(column.values.astype(np.float64, copy=False), valid, first, self.rows, self.op == "mean", out, np.zeros(3, np.uint64),
+                    np.zeros((4, DIGITS), np.int64), np.zeros(1, np.int64))
         return out
 
     def _integers(self, column: FixedColumn, first: int) -> NDArray[Any]:

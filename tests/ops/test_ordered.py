@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -31,7 +32,7 @@ def run(make: Callable[[], Any], columns: Columns, splits: int, ranks: int, batc
 
     def parts_of(rank: int) -> list[tuple[int, int, int, int]]:
         found = []
-        for s, (a, b) in enumerate(zip(cuts[:-1], cuts[1:], strict=True)):
+        for s, (a, b) in enumerate(itertools.pairwise(cuts)):
             first = s % ranks
             middle = (a + b) // 2 if ranks > 1 and s % 2 and first + 1 < ranks else b
             found += [(s, a, middle, 0)] if first == rank else [(s, middle, b, middle - a)] if middle < b and first + 1 == rank else []

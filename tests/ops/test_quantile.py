@@ -45,7 +45,8 @@ def quantiles(make: Any, values: Any, ranks: int = 3, batch_rows: int = 400) -> 
 rng = np.random.default_rng(5)
 SHAPES: dict[str, Any] = {
     "uniform": rng.random(3000), "normal": rng.standard_normal(3000), "heavy": rng.integers(0, 4, 3000), "wide": 10.0 ** rng.uniform(-300, 300, 3000),
-    "ints": rng.integers(-2**62, 2**62, 3001), "unsigned": rng.integers(0, 2**64, 999, dtype=np.uint64), "small": rng.integers(-128, 128, 2000).astype(np.int8),
+    "ints": rng.integers(-2**62, 2**62, 3001), "unsigned": rng.integers(0, 2**64, 999, dtype=np.uint64),
+    "small": rng.integers(-128, 128, 2000).astype(np.int8),
     "same": np.full(1000, 0.1), "one": np.array([7.5]), "two": np.array([1, 2]), "float32": rng.standard_normal(500).astype(np.float32),
     "infinite": np.array([np.inf, -np.inf, 1.0, 2.0, -0.0]),
 }

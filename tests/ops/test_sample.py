@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ def rows(step: Any, ranks: int, batch_rows: int, shrink: bool = False) -> list[i
         mine = step()
         mine.bind(Batch.of({"i": np.arange(1)}).schema)
         batches = [(Batch.of({"i": np.arange(x, min(b, x + batch_rows))}), Origin(s, x - a))
-                   for s, (a, b) in enumerate(zip(CUTS[:-1], CUTS[1:], strict=True)) if s % ranks == together.rank for x in range(a, b, batch_rows)]
+                   for s, (a, b) in enumerate(itertools.pairwise(CUTS)) if s % ranks == together.rank for x in range(a, b, batch_rows)]
         if getattr(mine, "survey", False):
             for batch, origin in batches:
                 mine.observe(batch, origin)
