@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from hpcmr.api.aggregates import (
         all,
         any,
+        apply,
         approx_count_distinct,
         approx_quantile,
         argmax,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
         count,
         count_distinct,
         first,
+        fold,
         last,
         list,
         max,
@@ -44,7 +46,7 @@ if TYPE_CHECKING:
     )
     from hpcmr.api.expressions import col, lit, when
     from hpcmr.api.functions import batch, kernel
-    from hpcmr.api.library import broadcast, gather, reduce_by_key, scatter, shuffle
+    from hpcmr.api.library import broadcast, gather, join, reduce_by_key, scatter, shuffle, sort
     from hpcmr.api.output import open
     from hpcmr.api.reading import from_arrays, read_hdf5, read_text
     from hpcmr.api.result import Result
@@ -52,11 +54,11 @@ if TYPE_CHECKING:
     from hpcmr.errors import HpcmrError
 
 _HOMES = {
-    "hpcmr.api.aggregates": ("all", "any", "approx_count_distinct", "approx_quantile", "argmax", "argmin", "count", "count_distinct", "first", "last",
-                             "list", "max", "mean", "median", "min", "quantile", "std", "sum", "top_k", "var"),
+    "hpcmr.api.aggregates": ("all", "any", "apply", "approx_count_distinct", "approx_quantile", "argmax", "argmin", "count", "count_distinct",
+                             "first", "fold", "last", "list", "max", "mean", "median", "min", "quantile", "std", "sum", "top_k", "var"),
     "hpcmr.api.expressions": ("col", "lit", "when"),
     "hpcmr.api.functions": ("batch", "kernel"),
-    "hpcmr.api.library": ("broadcast", "gather", "reduce_by_key", "scatter", "shuffle"),
+    "hpcmr.api.library": ("broadcast", "gather", "join", "reduce_by_key", "scatter", "shuffle", "sort"),
     "hpcmr.api.output": ("open",),
     "hpcmr.api.reading": ("from_arrays", "read_hdf5", "read_text"),
     "hpcmr.api.result": ("Result",),
@@ -66,9 +68,9 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "HpcmrError", "Result", "Table", "__version__", "all", "any", "approx_count_distinct", "approx_quantile", "argmax", "argmin", "batch",
-    "broadcast", "col", "count", "count_distinct", "first", "from_arrays", "gather", "kernel", "last", "list", "lit", "max", "mean", "median",
-    "min", "open", "quantile", "read_hdf5", "read_text", "reduce_by_key", "scatter", "shuffle", "std", "sum", "top_k", "var", "when",
+    "HpcmrError", "Result", "Table", "__version__", "all", "any", "apply", "approx_count_distinct", "approx_quantile", "argmax", "argmin", "batch",
+    "broadcast", "col", "count", "count_distinct", "first", "fold", "from_arrays", "gather", "join", "kernel", "last", "list", "lit", "max", "mean",
+    "median", "min", "open", "quantile", "read_hdf5", "read_text", "reduce_by_key", "scatter", "shuffle", "sort", "std", "sum", "top_k", "var", "when",
 ]
 
 

@@ -32,7 +32,7 @@ from numba.core.errors import TypingError
 from numba.extending import overload
 
 from hpcmr.kernels.cache import cache_root, source_digest
-from hpcmr.kernels.rewrite import FOLD_SOURCE, SCAN_SOURCE, Column, KernelTrouble, definition, driver_of, ours, statements
+from hpcmr.kernels.rewrite import FOLD_SOURCE, SCAN_SOURCE, Column, KernelTrouble, definition, driver_of, group_source, ours, statements
 
 # User code is checked: an index out of range or a division by zero is an error with a record number, never a wild read.
 OPTIONS = {"nogil": True, "boundscheck": True, "error_model": "python"}
@@ -281,6 +281,20 @@ def build_fold(fn: Callable[..., Any], dtype: str, running: bool = False) -> Dri
     node.name = "user"
     tree = ast.Module([node, *statements(SCAN_SOURCE if running else FOLD_SOURCE, node)], [])
     return Driver(_compiled(fn, tree, _zeros((column,)), signature), (column,), (column,))
+
+
+def build_group(fn: Callable[..., Any], columns: tuple[Column, ...], dtype: str) -> Driver:
+    """The driver of a function of arrays, one for each of `columns`, over groups: ``run(starts, *values, out, state)``."""
+    node = definition(fn)
+    arguments = [a.arg for a in node.args.args]
+    if len(arguments) != len(columns) or node.args.vararg or node.args.kwarg or node.args.kwonlyargs or fn.__defaults__:
+        raise KernelTrouble(f"it takes ({', '.join(arguments)}) and is given {len(columns)} array{'s' if len(columns) > 1 else ''}", node.lineno)
+    index, out = _array("int64", 1, True), Column("value", dtype)
+    values = [_array(c.dtype, 1 + len(c.shape), True) for c in columns]
+    signature = types.int64(index, *values, _array(dtype, 1, False), _array("int64", 1, False))
+    node.name = "user"
+    tree = ast.Module([node, *statements(group_source(len(columns)), node)], [])
+    return Driver(_compiled(fn, tree, _zeros((out,)), signature), columns, (out,))
 
 
 def _compiled(fn: Callable[..., Any], tree: ast.Module, names: dict[str, Any], signature: Any) -> Any:

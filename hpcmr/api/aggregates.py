@@ -9,12 +9,14 @@ Nulls are skipped. Results have the same bits on any number of ranks: floating-p
 from __future__ import annotations
 
 import builtins
+from collections.abc import Callable
 from typing import Any
 
 from hpcmr.api.expressions import hidden
 from hpcmr.errors import JobSpecError
 from hpcmr.ops.accumulators import INTERPOLATIONS, Agg
 from hpcmr.ops.expression import Expr
+from hpcmr.ops.functions import plain_function, schema_of
 
 Column = str | Expr
 
@@ -181,6 +183,45 @@ def top_k(column: Column, k: int, *, name: str | None = None) -> Agg:
 def list(column: Column, *, name: str | None = None) -> Agg:
     """List of all values in the order of the input. Cost: all values of a partition in memory."""
     return _agg("list", column, name)
+
+
+def fold(column: Column, function: Callable[..., Any], *, exact: bool = False, name: str | None = None) -> Agg:
+    """Values folded two at a time by a function of yours, which is combiner and reducer; of the column's type.
+
+    Parameters
+    ----------
+    column : str or Expr
+    function : callable
+        ``f(a, b)``, a `@kernel` (compiled; numbers only) or plain. It is called in the order of the rows within a split, then on the
+        partial results in the order of splits.
+    exact : bool
+        It is associative and commutative and does not round: partial results may be folded in any order, and less travels.
+    """
+    return _agg("fold", column, name, (("f", plain_function(function)), ("exact", exact)))
+
+
+def apply(function: Callable[..., Any], *columns: str, out: Any = "float64", name: str | None = None) -> Agg:
+    """A function of yours of the values of each group: ``apply(f, "x", "w")`` calls ``f(x, w)`` with arrays.
+
+    Parameters
+    ----------
+    function : callable
+        A `@kernel` is compiled; others are called with NumPy arrays. It returns a number.
+    *columns : str
+        Columns that it gets, without the rows in which one of them is null; in the order of the input, or of ``group_by(order_by=...)``.
+    out : type
+        Of the result.
+
+    Notes
+    -----
+    Where no row is left the result is null and the function is not called. Cost: all rows of these columns travel once.
+    """
+    if not columns or not builtins.all(isinstance(c, str) for c in columns):
+        shown = ", ".join(map(repr, columns))
+        raise JobSpecError(f"apply({shown}): name the columns whose arrays the function takes, for example mr.apply(f, 'x', 'w')")
+    made = plain_function(function)
+    called = name or f"{columns[0]}_{made.name.rpartition('.')[2].strip('<>')}"
+    return Agg("apply", columns[0], called, (("f", made), ("columns", columns), ("out", schema_of({"value": out})["value"].type)))
 
 
 def _share(function: str, q: float) -> float:

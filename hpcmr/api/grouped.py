@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from hpcmr.api.aggregates import check_distinct
+from hpcmr.api.base import Function, Out, name_of
 from hpcmr.api.expressions import add_columns
 from hpcmr.errors import JobSpecError
 from hpcmr.ops.accumulators import Agg
@@ -21,12 +23,15 @@ class Grouped:
     Keys that are expressions are hidden columns of the table; `_names` tells what they are called in what comes out.
     """
 
-    __slots__ = ("_keys", "_names", "_table")
+    __slots__ = ("_descending", "_keys", "_names", "_order_by", "_table")
 
-    def __init__(self, table: TableBase, keys: tuple[str, ...], names: dict[str, str] | None = None) -> None:
+    def __init__(self, table: TableBase, keys: tuple[str, ...], names: dict[str, str] | None = None, order_by: tuple[str, ...] = (),
+                 descending: bool | Sequence[bool] = False) -> None:
         self._table = table
         self._keys = keys
         self._names = names or {}
+        self._order_by = order_by
+        self._descending = descending
 
     def agg(self, *aggregates: Agg, **named: Agg) -> Table:
         """One row for each key: the key columns, then the aggregates.
@@ -51,7 +56,38 @@ class Grouped:
         check_distinct([*self._shown_keys(), *(a.name for a in aggs)], "agg")
         shown = ", ".join(f"{a.name}={a.function}({a.column or '' if a.expr is None else a.expr})" for a in aggs)
         table = add_columns(self._table, {a.column: a.expr for a in aggs if a.column and a.expr is not None})
-        return self._called(table._keyed(f"group_by({', '.join(self._shown_keys())}).agg({shown})", aggregation(self._keys, aggs)))
+        return self._called(table._keyed(f"{self._label()}.agg({shown})", aggregation(self._keys, aggs, self._order_by, self._descending)))
+
+    def apply(self, function: Function, *, blocks: bool = False, out: Out = None) -> Table:
+        """What a function makes of all rows of each key: any number of rows, with the key columns in front.
+
+        Parameters
+        ----------
+        function : callable
+            A `@batch` function ``f(cols)`` gets the columns of the group's rows, keys too, and returns a dict of arrays, or of scalars for
+            one row. A plain function ``f(key, rows)`` gets the key and the list of the other columns' values (named tuples where there
+            are several), and returns one row: a value (column ``value``) or a dict of columns. A generator function yields such results,
+            as many as it likes.
+        blocks : bool
+            The function gets an iterator of blocks of at most 65,536 rows in place of the whole (of lists of rows, if it is plain). A
+            group may then be larger than memory; without it, one that does not fit is an error.
+        out : dict of str to type, optional
+            Columns that it makes, without the keys; without it they are found by running it on the first groups of a sample.
+
+        Notes
+        -----
+        Rows come in the order of the input, or of ``group_by(..., order_by=...)``. Cost: one exchange of all rows, a call for each group.
+        """
+        from hpcmr.ops.apply_groups import ApplyGroups
+        from hpcmr.ops.rename import Rename
+
+        table = self._table._apply(f"name the keys {', '.join(self._names.values())}", Rename(self._names)) if self._names else self._table
+        operator = ApplyGroups(tuple(self._shown_keys()), function, self._order_by, self._descending, blocks, out)
+        return table._keyed(f"{self._label()}.apply({name_of(function)})", operator)
+
+    def _label(self) -> str:
+        ordered = f", order_by={list(self._order_by)}" if self._order_by else ""
+        return f"group_by({', '.join(self._shown_keys())}{ordered})"
 
     def _shown_keys(self) -> list[str]:
         return [self._names.get(k, k) for k in self._keys]

@@ -9,6 +9,7 @@ from hpcmr.api.aggregates import check_distinct
 from hpcmr.api.base import Function, Out, TableBase, name_of, where
 from hpcmr.api.expressions import MARK, lift, named
 from hpcmr.api.grouped import Grouped
+from hpcmr.data.sort_keys import directions
 from hpcmr.errors import JobSpecError
 from hpcmr.ops.expression import Expr
 from hpcmr.plan.nodes import Pair
@@ -22,8 +23,8 @@ class WideVerbs(TableBase):
 
     __slots__ = ()
 
-    def group_by(self, *keys: str | Expr, **more: Expr) -> Grouped:
-        """Rows by key, to be followed by `agg`.
+    def group_by(self, *keys: str | Expr, order_by: str | Sequence[str] = (), descending: bool | Sequence[bool] = False, **more: Expr) -> Grouped:
+        """Rows by key, to be followed by `agg` or `apply`.
 
         Parameters
         ----------
@@ -31,16 +32,25 @@ class WideVerbs(TableBase):
             Columns, and expressions, which are called after their alias or their first column: ``mr.col("x") // 10`` is ``x``.
         **more : Expr
             ``cell=mr.col("x") // 10`` is a key that is called ``cell``.
+        order_by : str or sequence of str
+            Columns that the rows of each group are sorted by, for `apply` and for the aggregates `list`, `first`, `last` and `apply`: NaN
+            behind numbers, nulls last; rows that are equal stay in the order of the input.
+        descending : bool or sequence of bool
+            For all of `order_by`, or for each.
         """
+        then = (order_by,) if isinstance(order_by, str) else tuple(order_by)
+        check_distinct(list(then), "group_by(order_by=...)")
+        directions(then, descending)
         if (not keys and not more) or not all(isinstance(k, str | Expr) for k in keys):
             raise JobSpecError(f"group_by({', '.join(map(repr, keys))}): name one or several columns, for example group_by('a', 'b')")
         if not more and all(isinstance(k, str) for k in keys):
             check_distinct([k for k in keys if isinstance(k, str)], "group_by")
-            return Grouped(self, tuple(k for k in keys if isinstance(k, str)))
+            return Grouped(self, tuple(k for k in keys if isinstance(k, str)), None, then, descending)
         told = named(keys, more, "group_by")
         table, names = lift(self, [e for _, e in told], "group_by")
         check_distinct(names, "group_by")
-        return Grouped(table, tuple(names), {have: name for have, (name, _) in zip(names, told, strict=True) if have != name})
+        return Grouped(table, tuple(names), {have: name for have, (name, _) in zip(names, told, strict=True) if have != name}, then,
+                       descending)
 
     def sort_by(self, *columns: str | Expr, descending: bool | Sequence[bool] = False) -> Table:
         """All rows in the order of these columns; equal ones in the order of the input.

@@ -18,6 +18,7 @@ An operator may do more; what it has of the following is used (see `Surveying`):
 - `settle`: one collective call, when all rows have been observed (`survey`), or before the last seal (else).
 - `weights`: bytes that this rank expects in each partition; asked after `settle` of a surveying operator, to cut owners by.
 - `pending`: after a seal, whether there is more to seal. Seals can then be bounded in bytes.
+- `bring`: a partition that does not fit in memory, in parts.
 - `finish_blocks`: a partition as several batches, in place of `finish`.
 - `partitioned_by`: key columns of the result by whose hash (`hpcmr.data.keys`) its partitions are cut; None of others. A later
   operator that has it too, and whose `keys` are the same, then finds all rows at their owners, and nothing travels.
@@ -25,7 +26,7 @@ An operator may do more; what it has of the following is used (see `Surveying`):
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -162,8 +163,8 @@ class KeyedOperator(Protocol):
 
     def fingerprint(self) -> tuple[Any, ...]: ...
 
-    def bind(self, schema: Schema) -> Schema:
-        """Check against the input schema and return the output schema."""
+    def bind(self, schema: Schema) -> Schema | None:
+        """Check against the input schema; return the output schema, or None where only a sample can tell (`infer` and `fix`, as for steps)."""
 
     def open(self, ctx: StageContext, estimate: Batch | None) -> None:
         """Take the first memory. `estimate` is a sample of the input to choose a strategy from; results never depend on it."""
@@ -207,6 +208,11 @@ class Surveying(Protocol):
 
     def pending(self) -> bool:
         """After a `seal`: there is more to seal. All ranks do further rounds until nobody has any."""
+
+    def bring(self, partition: int, nbytes: int, read: Callable[[int], Iterable[Partitioned]]) -> None:
+        """In place of `merge`, right before `finish`, for a partition of which `nbytes` bytes lie on scratch and would not fit in memory:
+        ``read(limit_nbytes)`` gives them in parts.
+        """
 
     def finish_blocks(self, partition: int) -> Iterator[Batch]:
         """Result of one partition in several batches; each may lie in the memory of the one before."""

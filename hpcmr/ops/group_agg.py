@@ -3,7 +3,7 @@
 - *states of a fixed size* (count, sum, mean, ...) lie in the table (`hpcmr.ops.aggregate`);
 - *counted values* (median, quantile, distinct, sketches) are finer groups in a table of their own, one for each column and way of
   counting, shared by the aggregates of that column (`hpcmr.ops.fine_groups`);
-- *rows* (list, argmin, argmax, top_k) are kept by key (`hpcmr.ops.keyed_rows`).
+- *rows* (list, argmin, argmax, top_k, functions of the user's) are kept by key (`hpcmr.ops.keyed_rows`).
 
 Every part sees all rows, has the same partitions, and gives a partition's groups in the order of their keys: so the results stand side
 by side. A seal takes out one part after the other; what is sealed carries the part's number in the names of its columns.
@@ -17,36 +17,44 @@ from typing import Any
 from hpcmr.data.batch import Batch
 from hpcmr.data.partitioning import Partitioned
 from hpcmr.data.schema import Schema
+from hpcmr.data.sort_keys import directions
 from hpcmr.errors import ConservationError, JobSpecError
 from hpcmr.ops.accumulators import FUNCTIONS, Agg
 from hpcmr.ops.aggregate import Aggregate
 from hpcmr.ops.contract import Origin, StageContext
 from hpcmr.ops.group_best import GroupBest
+from hpcmr.ops.group_fold import GroupFold
 from hpcmr.ops.group_list import GroupLists
 from hpcmr.ops.group_quantile import GroupValues
 from hpcmr.ops.group_sketch import GroupLogBuckets, GroupRegisters, log_bits, register_bits
 
-Part = Aggregate | GroupLists | GroupBest
+Part = Aggregate | GroupLists | GroupBest | GroupFold
 VALUES = ("count_distinct", "median", "quantile")
 BEST = ("argmin", "argmax", "top_k")
-ALL_FUNCTIONS = (*FUNCTIONS, *VALUES, "approx_quantile", "approx_count_distinct", *BEST, "list")
+ALL_FUNCTIONS = (*FUNCTIONS, *VALUES, "approx_quantile", "approx_count_distinct", *BEST, "list", "fold", "apply")
 
 
-def aggregation(keys: tuple[str, ...], aggs: Sequence[Agg]) -> Aggregate | MixedAggregate:
+def aggregation(keys: tuple[str, ...], aggs: Sequence[Agg], order_by: tuple[str, ...] = (),
+                descending: bool | Sequence[bool] = False) -> Aggregate | MixedAggregate:
     """The operator for some aggregates: the table alone where it can hold all of them."""
-    if all(a.function in FUNCTIONS for a in aggs):
+    shares = {_share(a, bool(order_by)) for a in aggs}
+    if shares == {("table",)}:
         return Aggregate(keys, tuple(aggs))
-    return MixedAggregate(keys, tuple(aggs))
+    return MixedAggregate(keys, tuple(aggs), order_by, directions(order_by, descending))
 
 
-def _share(agg: Agg) -> tuple[Any, ...]:
-    """What aggregates that can share a part have in common."""
+def _share(agg: Agg, ordered: bool) -> tuple[Any, ...]:
+    """What aggregates that can share a part have in common. `ordered`: groups are sorted."""
+    if ordered and agg.function in ("first", "last"):
+        return ("lists",)
     if agg.function in FUNCTIONS:
         return ("table",)
     if agg.function not in ALL_FUNCTIONS:
         raise JobSpecError(f"unknown aggregate {agg.function!r}; there are {', '.join(ALL_FUNCTIONS)}")
     if agg.column is None:
         raise JobSpecError(f"{agg.function} needs a column; only count() counts rows")
+    if agg.function == "fold":
+        return ("fold", agg.column, agg.option("f", None), agg.option("exact", False))
     if agg.function in VALUES:
         return ("values", agg.column)
     if agg.function == "approx_quantile":
@@ -62,9 +70,8 @@ def _part(keys: tuple[str, ...], share: tuple[Any, ...], wants: tuple[Agg, ...])
     kind, *rest = share
     if kind == "table":
         return Aggregate(keys, wants)
-    if kind == "lists":
-        return GroupLists(keys, wants)
-    make: Any = {"values": GroupValues, "buckets": GroupLogBuckets, "registers": GroupRegisters, "best": GroupBest}[kind]
+    make: Any = {"lists": GroupLists, "values": GroupValues, "buckets": GroupLogBuckets, "registers": GroupRegisters, "best": GroupBest,
+                 "fold": GroupFold}[kind]
     made: Part = make(keys, *rest, wants)
     return made
 
@@ -76,17 +83,22 @@ class MixedAggregate:
     ----------
     keys : tuple of str
     aggs : tuple of Agg
+    order_by : tuple of str
+        What the rows of a group are sorted by for `list`, `first`, `last` and `apply`.
+    descending : tuple of bool
+        For each of `order_by`.
     """
 
     name = "aggregate"
 
-    def __init__(self, keys: tuple[str, ...], aggs: tuple[Agg, ...]) -> None:
+    def __init__(self, keys: tuple[str, ...], aggs: tuple[Agg, ...], order_by: tuple[str, ...] = (), descending: tuple[bool, ...] = ()) -> None:
         self.keys, self.aggs = keys, aggs
         shared: dict[tuple[Any, ...], list[Agg]] = {}
         for agg in aggs:
-            shared.setdefault(_share(agg), []).append(agg)
+            share = _share(agg, bool(order_by))
+            shared.setdefault((*share, order_by, descending) if share == ("lists",) else share, []).append(agg)
         # The first part sealed decides who owns which partition: rows weigh more than counted values, and these more than states.
-        weight = {"lists": 0, "values": 1, "best": 2, "buckets": 3, "registers": 4, "table": 5}
+        weight = {"lists": 0, "values": 1, "best": 2, "buckets": 3, "registers": 4, "fold": 5, "table": 6}
         self.parts = [_part(keys, s, tuple(shared[s])) for s in sorted(shared, key=lambda s: weight[s[0]])]
 
     def fingerprint(self) -> tuple[Any, ...]:
@@ -104,6 +116,22 @@ class MixedAggregate:
             made.update({f.name: f for f in part.bind(schema)})
         self.made = Schema(tuple(made[n] for n in names))
         return self.made
+
+    @property
+    def notice(self) -> str | None:
+        """What is to be said of functions of the user's that are slow."""
+        return next((n for n in (getattr(p, "notice", None) for p in self.parts) if n), None)
+
+    @property
+    def whole_splits(self) -> bool:
+        """Whether rounds of an exchange must leave splits whole: a part folds within them."""
+        return any(getattr(p, "whole_splits", False) for p in self.parts)
+
+    def compile(self) -> None:
+        """Compile functions that are kernels. Raises `KernelError`."""
+        for part in self.parts:
+            if isinstance(part, GroupLists | GroupFold):
+                part.compile()
 
     def import_kernels(self) -> None:
         from hpcmr.kernels import sort, sort_keys  # noqa: F401

@@ -16,6 +16,7 @@ from hpcmr.data.batch import Batch, BytesColumn, Column, FixedColumn, ListColumn
 from hpcmr.data.keys import LONG, KeyLayout, KeyWords, as_strings, encode_keys, word_count
 from hpcmr.data.partitioning import Partitioned, partition_bits, without
 from hpcmr.data.schema import Schema
+from hpcmr.data.sort_keys import SortLayout, nulls_in, order_of
 from hpcmr.errors import ConservationError, JobSpecError
 from hpcmr.ops.contract import Origin, StageContext
 
@@ -34,6 +35,8 @@ class KeyedRows:
 
     name = "keyed rows"
     combines: str | None = None
+    order_by: tuple[str, ...] = ()            # what the rows of a group are sorted by, before their origin
+    descending: tuple[bool, ...] = ()
 
     @property
     def whole_splits(self) -> bool:
@@ -167,17 +170,24 @@ class KeyedRows:
 
     def finish(self, partition: int) -> Batch:
         """Result of one partition, in key order."""
+        rows = self.take_rows(partition)
+        if rows is None:
+            return Batch.empty(self.out_schema())
+        self.rows_out += rows.nrows
+        return self.finished(rows, *self.groups(rows))
+
+    def take_rows(self, partition: int) -> Batch | None:
+        """The rows that were merged for a partition, which are given back with it; None if there are none."""
         found = [p.part(partition) for p in self.merged if p.covers(partition)]
         found = [b for b in found if b.nrows]
         self.merged = without(self.merged, partition)
         if not found:
-            return Batch.empty(self.out_schema())
+            return None
         rows = Batch.concat(found)
         given = min(self.merged_nbytes, rows.nbytes)
         self.merged_nbytes -= given
         self._hold(-given)
-        self.rows_out += rows.nrows
-        return self.finished(rows, *self.groups(rows))
+        return rows
 
     def finished(self, rows: Batch, order: Index, starts: Index) -> Batch:
         """What the groups become: a row for each."""
@@ -199,6 +209,8 @@ class KeyedRows:
         """Rows sorted by key, then origin: ``order``, and ``starts (groups + 1,)`` into it."""
         origin = rows[ORIGIN]
         assert isinstance(origin, FixedColumn)
+        if self.order_by:
+            return ordered_groups(rows, self.layout, origin.values, self.order_by, self.descending)
         return sorted_groups(rows, self.layout, origin.values)
 
     def firsts(self, rows: Batch, order: Index, starts: Index) -> Batch:
@@ -217,6 +229,16 @@ def sorted_groups(rows: Batch, layout: KeyLayout, origin: NDArray[np.uint64]) ->
     else:
         order = np.lexsort((origin, *words[::-1]))
     return order, _starts([w[order] for w in words])
+
+
+def ordered_groups(rows: Batch, layout: KeyLayout, origin: NDArray[np.uint64], then: tuple[str, ...],
+                   descending: tuple[bool, ...]) -> tuple[Index, Index]:
+    """Order of rows by key, then by the columns `then`, then by origin; and where each group starts in it."""
+    names = (*layout.names, *(n for n in then if n not in layout.names))
+    turned = dict(zip(then, descending, strict=True))
+    sort = SortLayout.of(rows.schema, names, [turned.get(n, False) and n not in layout.names for n in names], nulls_in(rows, names))
+    order = order_of(rows, sort, origin)
+    return order, group_starts(rows.select(layout.names).take(order), layout)
 
 
 def group_starts(rows: Batch, layout: KeyLayout) -> Index:

@@ -49,7 +49,7 @@ class Shuffle:
         self.bounds = bounds
         self.stats = Stats()
         self._buffers = Buffers(max(0, ctx.available() // KEPT_SHARE))
-        self._shelf = Shelf(ctx)
+        self._shelf = Shelf(ctx, hasattr(operator, "bring"))
         self._rounds = 0
         self._grown_from = ctx.taken_nbytes
 
@@ -68,11 +68,15 @@ class Shuffle:
     def _once(self, last: bool) -> bool:
         """Whether a further round is due: somebody's operator is not empty yet."""
         held = 0
-        with self.world.together("seal the state of a stage"):
-            self.operator.drain()
-            part = self.operator.seal()
-            more = bool(getattr(self.operator, "pending", bool)())
-            held = self._hold(part)
+        try:
+            with self.world.together("seal the state of a stage"):
+                self.operator.drain()
+                part = self.operator.seal()
+                more = bool(getattr(self.operator, "pending", bool)())
+                held = self._hold(part)
+        except BaseException:
+            self.ctx.give(held)        # it failed elsewhere
+            raise
         if self.bounds is None or int(self.bounds[-1]) != part.count:       # an operator may cut partitions of its own
             self.bounds = self._cut(part)
         turns, again = self._turns(part, more)

@@ -26,7 +26,6 @@ from hpcmr.data.schema import ColumnType, Schema
 from hpcmr.errors import StorageError
 from hpcmr.store import files, paths
 from hpcmr.store.arrays import ArraySpec, column_arrays
-from hpcmr.store.layout import lay_out
 from hpcmr.store.scratch import Scratch, spilling
 
 BLOCK_NBYTES = 4 << 20
@@ -105,6 +104,10 @@ class Spool:
         """Number of segments."""
         return len(self._segments)
 
+    @property
+    def buffer_nbytes(self) -> int:
+        return len(self._block)
+
     # -- in -----------------------------------------------------------------------------------------------------------------------
 
     def append(self, parts: Sequence[Partitioned]) -> int:
@@ -137,13 +140,17 @@ class Spool:
         segment = _Segment(self._scratch.folder() / paths.spill_name(number), schema, parts[0].first, rows, {a.spec.name: a for a, _ in sources})
         if len(self._block) == 0:
             self._block = np.empty(BLOCK_NBYTES, np.uint8)
-        self.nbytes_written += self._write(segment, sources)
+        nbytes = self._write(segment, sources)
+        self.nbytes_written += nbytes
+        self._scratch.nbytes_written += nbytes
         self._segments[id(segment)] = segment
         self._scratch.files += 1
         self.memory_nbytes += segment.memory_nbytes
         return segment
 
     def _write(self, segment: _Segment, sources: list[tuple[_Array, Views]]) -> int:
+        from hpcmr.store.layout import lay_out         # loads h5py
+
         layout = lay_out(segment.schema, [(a.spec, int(a.cuts[-1]) + (a.spec.role == "offsets")) for a, _ in sources])
         path, total = segment.path, 0
         fd = -1
@@ -199,6 +206,8 @@ class Spool:
     def read(self, partition: int, limit_nbytes: int = 1 << 62) -> Iterator[Partitioned]:
         """The rows of a partition in the order in which they were appended, in pieces of at most `limit_nbytes`, or of one segment.
 
+        A piece has rows of one schema; segments may have several.
+
         Raises
         ------
         StorageError
@@ -211,7 +220,7 @@ class Spool:
             if i < 0:
                 continue
             more = s.nbytes(i)
-            if group and nbytes + more > limit_nbytes:
+            if group and (nbytes + more > limit_nbytes or s.schema != group[0][0].schema):
                 yield self._piece(partition, group)
                 group, nbytes = [], 0
             group.append((s, i))
@@ -261,6 +270,7 @@ class Spool:
         with spilling(segment.path, "read back"):
             got = files.read_at(fd, out, at)
         self.nbytes_read += got
+        self._scratch.nbytes_read += got
         if got != nbytes:
             raise _damaged(segment.path, f"it ends at byte {at + got:,}, in the middle of what was written")
         if xxhash.xxh3_64_intdigest(out.data) != int(array.digests[i]):
