@@ -23,6 +23,8 @@ class StageFigures:
         Into the outlet; of an operator, what it made.
     exchanged_nbytes : int
         Sent to other ranks.
+    spilled_nbytes : int
+        Written to scratch.
     rounds : int
         Exchanges.
     peak_nbytes : int
@@ -38,6 +40,7 @@ class StageFigures:
     rows_out: int = 0
     nbytes_out: int = 0
     exchanged_nbytes: int = 0
+    spilled_nbytes: int = 0
     rounds: int = 0
     peak_nbytes: int = 0
     counters: dict[str, int] = field(default_factory=dict)
@@ -56,6 +59,7 @@ class StageTotals:
     rows_out: int
     nbytes_out: int
     exchanged_nbytes: int
+    spilled_nbytes: int
     rounds: int
     imbalance: float
     peak_nbytes: int
@@ -71,7 +75,7 @@ class StageTotals:
             counters.update(r.counters)
         return cls(first.number, first.name, len(ranks), max(r.seconds for r in ranks), sum(r.rows_in for r in ranks),
                    sum(r.nbytes_in for r in ranks), sum(r.rows_out for r in ranks), sum(r.nbytes_out for r in ranks),
-                   sum(r.exchanged_nbytes for r in ranks),
+                   sum(r.exchanged_nbytes for r in ranks), sum(r.spilled_nbytes for r in ranks),
                    max(r.rounds for r in ranks), max(work) / mean if mean > 0 else 1.0, max(r.peak_nbytes for r in ranks), dict(counters))
 
     def to_json(self) -> dict[str, Any]:

@@ -89,6 +89,8 @@ class Scratch:
         Who chose it.
     files : int
         Files that lie in the folder now, counted by those who make and remove them.
+    nbytes_written, nbytes_read : int
+        Of all files so far.
 
     Notes
     -----
@@ -100,7 +102,7 @@ class Scratch:
         self._end: weakref.finalize[[Path, int], Scratch] | None = None
         self._folder: Path | None = None
         self._number = 0
-        self.files = 0
+        self.files = self.nbytes_written = self.nbytes_read = 0
 
     def next_number(self) -> int:
         """A number that no other file of this process has."""

@@ -182,7 +182,7 @@ def test_every_flipped_bit_is_noticed(scratch):
             bad = bytearray(raw)
             bad[at] ^= 1 << int(rng.integers(8))
             path.write_bytes(bad)
-            with pytest.raises(StorageError, match="damaged: bytes .* are not those that were written.*--scratch"):
+            with pytest.raises(StorageError, match=r"damaged: bytes .* are not those that were written.*--scratch"):
                 list(spool.read(0))
     path.write_bytes(raw)
     same(next(iter(spool.read(0))).batch, b)
