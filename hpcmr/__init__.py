@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     )
     from hpcmr.api.expressions import col, lit, when
     from hpcmr.api.functions import batch, kernel
+    from hpcmr.api.iterate import iterate
     from hpcmr.api.library import broadcast, gather, join, reduce_by_key, scatter, shuffle, sort
     from hpcmr.api.output import open
     from hpcmr.api.reading import from_arrays, read_hdf5, read_text
@@ -58,6 +59,7 @@ _HOMES = {
                              "first", "fold", "last", "list", "max", "mean", "median", "min", "quantile", "std", "sum", "top_k", "var"),
     "hpcmr.api.expressions": ("col", "lit", "when"),
     "hpcmr.api.functions": ("batch", "kernel"),
+    "hpcmr.api.iterate": ("iterate",),
     "hpcmr.api.library": ("broadcast", "gather", "join", "reduce_by_key", "scatter", "shuffle", "sort"),
     "hpcmr.api.output": ("open",),
     "hpcmr.api.reading": ("from_arrays", "read_hdf5", "read_text"),
@@ -69,7 +71,7 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "HpcmrError", "Result", "Table", "__version__", "all", "any", "apply", "approx_count_distinct", "approx_quantile", "argmax", "argmin", "batch",
-    "broadcast", "col", "count", "count_distinct", "first", "fold", "from_arrays", "gather", "join", "kernel", "last", "list", "lit", "max", "mean",
+    "broadcast", "col", "count", "count_distinct", "first", "fold", "from_arrays", "gather", "iterate", "join", "kernel", "last", "list", "lit", "max", "mean",
     "median", "min", "open", "quantile", "read_hdf5", "read_text", "reduce_by_key", "scatter", "shuffle", "sort", "std", "sum", "top_k", "var", "when",
 ]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 Columns = Mapping[str, Any]
 Arrays = dict[str, Any]
 PARTITIONS_MIN = 1024      # even a small table is shared out among all ranks
+ENGINE_PARTITIONS, PARTITION_ROWS = 64, 128      # where a partition costs more than an entry in an index
 
 _warm: weakref.WeakSet[World] = weakref.WeakSet()
 
@@ -266,7 +268,8 @@ def reduce_by_key(comm: MPI.Comm | None, columns: Columns, *, key: str | Sequenc
 
     Cost: one pass over the rows, then one state for each key and rank travels. Memory: the states of all keys that a rank has seen, in `memory`.
     """
-    def plan(tables: list[Table], names: tuple[str, ...]) -> Table:
+    def plan(tables: list[Table]) -> Table:
+        names = _names(_listed(key), "reduce_by_key")
         if (aggs is None) == (function is None):
             raise JobSpecError("reduce_by_key(comm, columns, key=...): give either aggs=, for example {'total': hpcmr.sum('x')}, or function=")
         if function is not None:
@@ -274,27 +277,107 @@ def reduce_by_key(comm: MPI.Comm | None, columns: Columns, *, key: str | Sequenc
         grouped = tables[0].group_by(*names)
         return grouped.agg(**aggs) if isinstance(aggs, Mapping) else grouped.agg(*(aggs or ()))
 
-    return _through_engine(comm, "reduce_by_key", [columns], key, memory, plan)
+    return _through_engine(comm, f"reduce_by_key, key={key!r}", [columns], memory, plan)
 
 
-def _through_engine(comm: MPI.Comm | None, call: str, given: list[Columns], key: str | Sequence[str] | None, memory: str | int | None,
-                    plan: Callable[[list[Table], tuple[str, ...]], Table]) -> Arrays:
+def sort(comm: MPI.Comm | None, columns: Columns, *, by: str | Sequence[str], descending: bool | Sequence[bool] = False,
+         memory: str | int | None = None) -> Arrays:
+    """All rows in order: rank 0 gets the first ones.
+
+    Parameters
+    ----------
+    comm : mpi4py.MPI.Comm or None
+    columns : dict of str to array
+        As in `shuffle`.
+    by : str or list of str
+        Columns to sort by, the first one first: numbers, bool, dates, bytes, text. NaN comes behind numbers, nulls come last.
+    descending : bool or list of bool
+        For all of `by`, or for each.
+    memory : str or int, optional
+        As in `reduce_by_key`; what does not fit goes to scratch files of the node.
+
+    Returns
+    -------
+    dict of str to array or list
+        This rank's rows, as in `shuffle`. The concatenation in rank order is sorted; rows that are equal in `by` stay in the order of
+        (source rank, row). The same rows come out in the same order on any number of ranks; ranks get about as many each.
+
+    Raises
+    ------
+    InputError, JobSpecError, MemoryTooSmall
+        On all ranks.
+
+    Notes
+    -----
+    Collective: yes, every rank of `comm` must call it.
+
+    Cost: rows are seen twice and travel once.
+    """
+    def plan(tables: list[Table]) -> Table:
+        return tables[0].sort_by(*_names(_listed(by), "sort"), descending=descending)
+
+    return _through_engine(comm, f"sort by {by!r}, descending={descending!r}", [columns], memory, plan)
+
+
+def join(comm: MPI.Comm | None, left: Columns, right: Columns, *, on: str | Sequence[str], how: str = "inner",
+         memory: str | int | None = None) -> Arrays:
+    """Rows of two sets of columns, brought together where their keys are equal.
+
+    Parameters
+    ----------
+    comm : mpi4py.MPI.Comm or None
+    left, right : dict of str to array
+        As in `shuffle`; each has its own number of rows on this rank.
+    on : str or list of str
+        Key columns of both.
+    how : {"inner", "left", "right", "outer", "semi", "anti"}
+        As in `Table.join`.
+    memory : str or int, optional
+        As in `sort`.
+
+    Returns
+    -------
+    dict of str to array or list
+        This rank's rows, as in `shuffle`: the left columns, then the right ones but the keys, with ``_right`` behind names that clash.
+        Columns of a side that may have no partner are masked where it has none. The concatenation in rank order is that of `Table.join`: where
+        the right side is small, left rows stay on their rank and in their order.
+
+    Raises
+    ------
+    InputError, JobSpecError, MemoryTooSmall
+        On all ranks.
+
+    Notes
+    -----
+    Collective: yes, every rank of `comm` must call it.
+
+    Cost: the right side goes to all ranks if it has up to 128 MiB in all, else both sides travel once.
+    """
+    def plan(tables: list[Table]) -> Table:
+        return tables[0].join(tables[1], list(_names(_listed(on), "join")), how=how)
+
+    return _through_engine(comm, f"join on {on!r}, how={how!r}", [left, right], memory, plan)
+
+
+def _through_engine(comm: MPI.Comm | None, call: str, given: list[Columns], memory: str | int | None, plan: Callable[[list[Table]], Table]) -> Arrays:
     """Arrays into tables, a plan of them, and the rows of its result that this rank makes."""
     from hpcmr.api.reading import from_arrays
     from hpcmr.ops.keep import Keep
     from hpcmr.run.session import Session, current
 
-    keys = (key,) if isinstance(key, str) else key
-    world = _enter(comm, f"{call} by {keys!r}", memory)
+    world = _enter(comm, call, memory)
     session = current(comm) if memory is None else Session(world, memory=memory)
     keep = Keep()
     with session:
         with world.together(call):
             batches = [local_batch(columns) for columns in given]
-            names = _names(keys, call)
         tables = [from_arrays(comm, batch.columns) for batch in batches]
+        rows, nbytes = world.allreduce(np.array([[b.nrows, b.nbytes] for b in batches], np.int64).sum(0)).tolist()
         with world.together(call):
-            node = plan(tables, names)._node
+            node: Any = plan(tables)._node
+            # A job leaves a few MiB to one rank. Here the result is worked on where it lies, so that all ranks should have some.
+            count = min(ENGINE_PARTITIONS, 1 << max(0, rows // PARTITION_ROWS).bit_length())
+            node = replace(node, partitions=max(count, partition_count(nbytes)))
         session.execute(node, keep)
     return _arrays(keep.rows)
 
@@ -345,6 +428,10 @@ def _load(world: World) -> None:
     kernels.load(import_kernels, "load the kernels of a shuffle")
     kernels.done()
     _warm.add(world)
+
+
+def _listed(key: str | Sequence[str]) -> Sequence[str]:
+    return (key,) if isinstance(key, str) else key
 
 
 def _names(keys: Sequence[str] | None, call: str) -> tuple[str, ...]:

@@ -306,6 +306,44 @@ def test_reduce_by_key_with_memory_and_wrong_arguments(world: World) -> None:
                lambda: hpcmr.reduce_by_key(world.comm, {"k": [1], "v": [1, 2]} if world.rank == 0 else given, key="k", aggs=[hpcmr.count()]))
 
 
+@pytest.mark.parametrize("by", ["x", "word", ["flag", "id"]], ids=str)
+def test_sort(world: World, by: Any) -> None:
+    w = world
+    parts = [columns_of(n, (12, r)) for r, n in enumerate(lengths("uneven", w.size))]
+    got = hpcmr.sort(w.comm, parts[w.rank], by=by, descending=[False, True] if by == ["flag", "id"] else False)
+    whole = together(w, w.allgather(got))
+    rows = together(w, parts)
+    flat = {n: [v for p in parts for v in (p[n].tolist() if isinstance(p[n], np.ndarray) else p[n])] for n in ("x", "word", "flag", "id")}
+    orders: dict[str, Any] = {"x": lambda i: (np.isnan(flat["x"][i]), flat["x"][i] if flat["x"][i] == flat["x"][i] else 0.0, i),
+                              "word": lambda i: (flat["word"][i].encode(), i), str(["flag", "id"]): lambda i: (flat["flag"][i], -flat["id"][i], i)}
+    assert whole == [rows[i] for i in sorted(range(len(rows)), key=orders[str(by)])]
+
+
+def test_every_rank_gets_a_share_of_a_sorted_table(world: World) -> None:
+    n = 4000
+    got = hpcmr.sort(world.comm, {"a": np.random.default_rng(world.rank).random(n)}, by="a")
+    assert 0.7 < len(got["a"]) / n < 1.3
+
+
+@pytest.mark.parametrize("how", ["inner", "left", "outer", "anti"])
+def test_join(world: World, how: str) -> None:
+    w = world
+    lefts = [{"k": np.random.default_rng((13, r)).integers(0, 30, 20 + r), "v": np.arange(20 + r) + 100 * r} for r in range(w.size)]
+    rights = [{"k": np.arange(r, 25, w.size), "v": np.arange(r, 25, w.size) * 0.5} for r in range(w.size)]
+    got = hpcmr.join(w.comm, lefts[w.rank], rights[w.rank], on="k", how=how)
+    found = [row for p in w.allgather(got) for row in zip(*(p[c].tolist() for c in got), strict=True)]
+    left = [(int(k), int(v)) for p in lefts for k, v in zip(p["k"], p["v"], strict=True)]
+    partners = {k: k * 0.5 for k in range(25)}
+    pairs = [(k, v, partners[k]) for k, v in left if k in partners]
+    alone = [(k, v, None) for k, v in left if k not in partners]
+    spare = [(k, None, x) for k, x in partners.items() if k not in {k for k, _ in left}]
+    expected: Any = {"inner": pairs, "left": pairs + alone, "outer": pairs + alone + spare, "anti": [(k, v) for k, v, _ in alone]}[how]
+    assert list(got) == (["k", "v"] if how == "anti" else ["k", "v", "v_right"])
+    assert sorted(found, key=repr) == sorted(expected, key=repr)
+    if how in ("inner", "anti"):
+        assert found == expected       # in the order of the left rows
+
+
 # -- a guest -----------------------------------------------------------------------------------------------------------
 
 
