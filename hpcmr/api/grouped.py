@@ -85,6 +85,40 @@ class Grouped:
         operator = ApplyGroups(tuple(self._shown_keys()), function, self._order_by, self._descending, blocks, out)
         return table._keyed(f"{self._label()}.apply({name_of(function)})", operator)
 
+    def rank(self, *, name: str = "rank") -> Table:
+        """All rows, group by group, with their place in their group by ``group_by(..., order_by=...)``, from 1: rows that are equal in these
+        columns share the first one's place, and leave gaps.
+
+        Parameters
+        ----------
+        name : str
+            Of the new int64 column.
+
+        Notes
+        -----
+        Rows come in key order within partitions, those of a key as they are ordered. Cost: one exchange of all rows.
+        """
+        return self._ranked("rank", name)
+
+    def dense_rank(self, *, name: str = "dense_rank") -> Table:
+        """As `rank`, but without gaps: how many different rows of the group have come so far."""
+        return self._ranked("dense_rank", name)
+
+    def row_number(self, *, name: str = "row_number") -> Table:
+        """As `rank`, but a number of its own for each row; without ``order_by`` they stand in the order of the input."""
+        return self._ranked("row_number", name)
+
+    def _ranked(self, method: str, name: str) -> Table:
+        from hpcmr.ops.rank import RankInGroups
+        from hpcmr.ops.rename import Rename
+        from hpcmr.ops.sorted_groups import SortedGroups
+
+        keys = tuple(self._shown_keys())
+        step = RankInGroups(keys, self._order_by, method, name)
+        table = self._table._apply(f"name the keys {', '.join(self._names.values())}", Rename(self._names)) if self._names else self._table
+        table = table._keyed(f"{self._label()}, sorted", SortedGroups(keys, self._order_by, self._descending))
+        return table._apply(f"{method} in groups", step)
+
     def _label(self) -> str:
         ordered = f", order_by={list(self._order_by)}" if self._order_by else ""
         return f"group_by({', '.join(self._shown_keys())}{ordered})"

@@ -162,7 +162,7 @@ def sorted_by(node: Node) -> tuple[str, ...]:
     """The columns of the sort that a table comes from, as far as they are still there under their names."""
     while isinstance(node, Apply) and node.step.name in ROW_FOR_ROW - {"map", "rename"}:
         node = node.parent
-    found = getattr(node.operator, "keys", ()) if isinstance(node, Keyed) and node.operator.name.startswith("sort") else ()
+    found = getattr(node.operator, "by", ()) if isinstance(node, Keyed) and node.operator.name == "sort" else ()
     if not found:
         raise JobSpecError("rank() of a table that is not sorted: name the columns that it is sorted by, or use sort_by(...) before")
     return tuple(found)
