@@ -72,7 +72,7 @@ def power_u(a, b):
 @inner
 def mod_f(a, b):
     """``a % b`` with the sign of b, NaN where b is 0; a zero has the sign of b."""
-    r = math.fmod(a, b)
+    r = np.fmod(a, b)
     if r != 0.0:
         return r + b if (b < 0.0) != (r < 0.0) else r
     return math.copysign(0.0, b) if b != 0.0 else r
@@ -83,7 +83,7 @@ def floordiv_f(a, b):
     """The largest whole number not above a / b; a / b where b is 0."""
     if b == 0.0:
         return a / b
-    r = math.fmod(a, b)
+    r = np.fmod(a, b)
     q = (a - r) / b
     if r != 0.0 and (b < 0.0) != (r < 0.0):
         q -= 1.0

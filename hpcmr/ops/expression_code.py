@@ -226,6 +226,8 @@ class Body:
             return f"m.date_neg({x})" if kind == "m" else f"np.{name}(-{x})"
         if op == "round":
             return f"np.{name}(np.rint({x}))" if not node.extra else f"np.{name}(m.round_to(np.float64({x}), {10.0 ** node.extra}))"
+        if op in FLOATS and op != "sqrt" and name == "float32":
+            return f"np.float32(np.{op}(np.float64({x})))"          # rounded once; and the compiler mixes up log2 of both widths
         if op in FLOATS or op in ("floor", "ceil"):
             return f"np.{name}(np.{op}({x}))"
         if op == "is_nan":
