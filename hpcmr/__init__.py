@@ -70,9 +70,10 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "HpcmrError", "Result", "Table", "__version__", "all", "any", "apply", "approx_count_distinct", "approx_quantile", "argmax", "argmin", "batch",
-    "broadcast", "col", "count", "count_distinct", "first", "fold", "from_arrays", "gather", "iterate", "join", "kernel", "last", "list", "lit", "max", "mean",
-    "median", "min", "open", "quantile", "read_hdf5", "read_text", "reduce_by_key", "scatter", "shuffle", "sort", "std", "sum", "top_k", "var", "when",
+    "HpcmrError", "Result", "Table", "__version__", "all", "any", "apply", "approx_count_distinct", "approx_quantile", "argmax", "argmin",
+    "batch", "broadcast", "col", "count", "count_distinct", "first", "fold", "from_arrays", "gather", "iterate", "join", "kernel", "last",
+    "list", "lit", "max", "mean", "median", "min", "open", "quantile", "read_hdf5", "read_text", "reduce_by_key", "scatter", "shuffle",
+    "sort", "std", "sum", "top_k", "var", "when",
 ]
 
 
