@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from hpcmr.data.batch import Batch, Column, FixedColumn, concat_columns
 from hpcmr.data.keys import has_nulls
-from hpcmr.data.memory import release
+from hpcmr.data.memory import release, small_pages
 from hpcmr.data.partitioning import Partitioned
 from hpcmr.data.records import RecordLayout, of_integers, one_empty
 from hpcmr.data.schema import Schema
@@ -148,8 +148,11 @@ class Sort:
             return
         self._take((rows - len(self._held)) * (8 * self.records.words + 2))
         held, dest = self._held, self._dest
-        self._held, self._dest = np.empty((rows, self.records.words), np.uint64), np.empty(rows, np.uint16)
+        self._held, self._dest = self._memory(rows), small_pages(rows, np.uint16)
         self._held[:len(held)], self._dest[:len(dest)] = held, dest
+
+    def _memory(self, rows: int) -> NDArray[np.uint64]:
+        return small_pages(rows * self.records.words, np.uint64).reshape(rows, self.records.words)
 
     def _empty(self) -> None:
         self.count = 0
@@ -202,10 +205,11 @@ class Sort:
         n = int(starts[-1])
         if n > len(self._packed):
             self._take((n - len(self._packed)) * 8 * self.records.words)
-            self._packed = np.empty((n, self.records.words), np.uint64)
+            self._packed = self._memory(n)
         order = np.empty(n if self._apart else 0, np.int64)
         packed = self._packed[:n]
-        scatter_runs(self._held[:self.count], dest, run_starts, np.array(self._run_origins, np.uint64), self.header, starts[:-1].copy(), packed, order)
+        origins = np.array(self._run_origins, np.uint64)
+        scatter_runs(self._held[:self.count], dest, run_starts, origins, self.header, starts[:-1].copy(), packed, order)
         columns: dict[str, Column] = {RECORDS: FixedColumn(packed)}
         for name, kept in self._apart.items():
             whole = concat_columns([*kept, one_empty(self.schema[name].type)])
@@ -228,8 +232,7 @@ class Sort:
             return Batch.empty(self.out_schema)
         apart = {n: runs.column(n) for n in self.records.apart}
         columns = self._pairs(runs) if self.records.in_pairs else self._rows(runs, apart)
-        for address, nbytes in zip(runs.addresses.tolist(), (runs.rows * (8 * self.records.words)).tolist(), strict=True):
-            release(address, nbytes)
+        runs.release()
         self._done(partition, runs.nbytes)
         self.rows_out += runs.count
         return Batch({f.name: columns[f.name] for f in self.out_schema}, runs.count)
@@ -323,10 +326,10 @@ class Runs:
         self.partition = partition
         self._parts = [p for p in parts if p.first <= partition < p.first + p.count]
         cuts = [p.rows_of(partition) for p in self._parts]
-        self._begins = np.array([a for a, _ in cuts], np.int64)
         records = np.array([b - a for a, b in cuts], np.int64)
         bases = np.array([_records(p).ctypes.data for p in self._parts], np.int64)
-        addresses = bases + stride * self._begins
+        addresses = bases + stride * np.array([a for a, _ in cuts], np.int64)
+        self._addresses, self._nbytes = addresses, stride * records
         room = 4 * len(cuts) + 16
         while True:
             found = [np.empty(room, np.int64), np.empty(room, np.int64), np.empty(room, np.uint64), np.empty(room, np.int64)]
@@ -339,6 +342,11 @@ class Runs:
         self.count = int(self.rows.sum())
         self._firsts = (self.addresses - bases[self._part]) // stride if n else self.addresses
         self.nbytes = sum(p.part(partition).nbytes for p in self._parts)
+
+    def release(self) -> None:
+        """Give back the memory of the records."""
+        for address, nbytes in zip(self._addresses.tolist(), self._nbytes.tolist(), strict=True):
+            release(address, nbytes)
 
     def column(self, name: str) -> Column:
         """The rows' strings or lists, in the order of the runs."""
