@@ -30,7 +30,8 @@ def duckdb(work: str, data: Path) -> tuple[float, str]:
     if work == "W3b":
         with tempfile.TemporaryDirectory(dir=data.parent) as folder:
             began = time.perf_counter()
-            con.execute(f"COPY (SELECT k, p FROM '{data}/W3b.parquet/*.parquet' ORDER BY k) TO '{folder}/out' (FORMAT parquet, COMPRESSION uncompressed)")
+            con.execute(f"COPY (SELECT k, p FROM '{data}/W3b.parquet/*.parquet' ORDER BY k) TO '{folder}/out' "
+                        "(FORMAT parquet, COMPRESSION uncompressed)")
             return time.perf_counter() - began, records_check(parquet_records(f"{folder}/out"))
     if work == "W1":
         query = f"""SELECT w, count(*) c FROM (SELECT unnest(string_split(line, ' ')) w FROM read_csv('{data}/W1/*.txt', columns={{'line':'VARCHAR'}},
@@ -121,7 +122,8 @@ def parquet_records(path: str) -> Any:
     columns = []
     for column, width in zip(pq.read_table(path, columns=["k", "p"]).columns, (10, 90), strict=True):
         chunks = [c.cast(pa.binary(width)) for c in column.chunks if len(c)]
-        columns.append(np.concatenate([np.frombuffer(c.buffers()[1], np.uint8)[c.offset * width:][:len(c) * width].reshape(-1, width) for c in chunks]))
+        raw = [np.frombuffer(c.buffers()[1], np.uint8)[c.offset * width:][:len(c) * width] for c in chunks]
+        columns.append(np.concatenate([r.reshape(-1, width) for r in raw]))
     return np.ascontiguousarray(np.hstack(columns))
 
 
