@@ -44,9 +44,9 @@ def quantile_places(starts, counts, valid, q, low, high, at, last):
         high[g] = i + 1 if before <= rank + 1 and i + 1 < b else i
 
 
-@kernel("void(Array(uint64, 1, 'C', readonly=True), int64, uint16[::1], uint8[::1])")
-def hash_registers(hashes, bits, register, rank):
-    """Of each hash, mixed once more: its top `bits` bits, and the place of the first 1 behind them."""
+@kernel("void(Array(uint64, 1, 'C', readonly=True), int64, uint32[::1])")
+def hash_registers(hashes, bits, out):
+    """Of each hash, mixed once more: ``register << 8 | rank``, its top `bits` bits and the place of the first 1 behind them."""
     for i in range(hashes.size):
         h = hashes[i]
         h ^= h >> U(33)
@@ -54,9 +54,9 @@ def hash_registers(hashes, bits, register, rank):
         h ^= h >> U(33)
         h *= U(0xC4CEB9FE1A85EC53)
         h ^= h >> U(33)
-        register[i] = h >> U(64 - bits)
         rest = h << U(bits)
-        rank[i] = min(clz(rest), 64 - bits) + 1 if rest != U(0) else 65 - bits
+        rank = clz(rest) + 1 if rest != U(0) else 65 - bits
+        out[i] = ((h >> U(64 - bits)) << U(8)) | U(rank)
 
 
 @inner
@@ -89,11 +89,10 @@ def _tau(x):
             return z / 3.0
 
 
-@kernel(f"void({_STARTS}, Array(uint8, 1, 'C', readonly=True), {_VALID}, int64, int64[::1])")
-def distinct_estimates(starts, rank, valid, bits, out):
-    """Distinct values of each group from the registers that are set, one row each: the estimator of Ertl (2017), which has no tables.
-
-    It sees how many registers hold each rank, so the order of registers does not matter.
+@kernel(f"void({_STARTS}, Array(uint32, 1, 'C', readonly=True), {_VALID}, int64, int64[::1])")
+def distinct_estimates(starts, codes, valid, bits, out):
+    """Distinct values of each group from the codes that it met, in order: the last of each register counts. The estimator is that of
+    Ertl (2017), which has no tables: it sees how many registers hold each rank.
     """
     top = 64 - bits
     m = float(1 << bits)
@@ -102,8 +101,9 @@ def distinct_estimates(starts, rank, valid, bits, out):
         held[:] = 0
         found = I(0)
         for i in range(starts[g], starts[g + 1]):
-            if valid[i]:
-                held[rank[i]] += 1
+            more = i + 1 < starts[g + 1] and valid[i + 1] and codes[i + 1] >> 8 == codes[i] >> 8
+            if valid[i] and not more:
+                held[codes[i] & 255] += 1
                 found += 1
         if found == 0:
             out[g] = 0

@@ -61,6 +61,11 @@ class Aggregate:
         self.strategy = strategy
         self.words: Words | None = None
 
+    @property
+    def partitioned_by(self) -> tuple[str, ...] | None:
+        """The partitions of the result are those of the keys' hash."""
+        return self.keys or None
+
     def fingerprint(self) -> tuple[Any, ...]:
         return "aggregate", self.keys, tuple((a.function, a.column, a.name, a.options) for a in self.aggs)
 
@@ -142,13 +147,17 @@ class Aggregate:
         if self.strategy != "auto" or hashes is None or estimate is None:
             return "direct" if self.strategy == "auto" else self.strategy
         keys = distinct_keys(hashes)
-        rows = self.ctx.partitions * PARTITION_NBYTES * estimate.nrows / max(1, estimate.nbytes)
+        rows = self._rows_expected(estimate)
         if rows <= 4 * RADIX_KEYS_MIN:
             return "direct"
         if keys > rows / 4 and null_rows(estimate, self.keys) is None:
             return "raw"
         room = (8 * self.layout.width + 64 << dense_bits(keys)) + BUCKETS_NBYTES
         return "radix" if keys > RADIX_KEYS_MIN and rows > 16 * keys and room < self.ctx.available() // 2 else "direct"
+
+    def _rows_expected(self, estimate: Batch) -> float:
+        """Rows that there may be on all ranks, from the bytes that the number of partitions stands for."""
+        return self.ctx.partitions * PARTITION_NBYTES * estimate.nrows / max(1, estimate.nbytes)
 
     def _first_bits(self, hashes: NDArray[np.uint64] | None) -> int:
         """Slots to begin with. Growing a table costs more than its size: each step touches new memory."""
@@ -217,7 +226,7 @@ class Aggregate:
             self.table.add(Rows(batch.nrows, strings=column), self.array, self._origin(origin))
             return
         if self.layout.width == 1:
-            if column.valid is None and isinstance(column, FixedColumn) and column.values.dtype.kind in "iub" and column.values.dtype.itemsize == 8:
+            if column.valid is None and isinstance(column, FixedColumn) and column.values.dtype.kind in "iub":
                 letter, values = as_words(np.ascontiguousarray(column.values))
                 keep.append(values)
                 self.table.add(Rows(batch.nrows, values.ctypes.data, 8, 1 << 63 if letter == "i" else 0), self.array, self._origin(origin))
@@ -408,8 +417,11 @@ def distinct_keys(hashes: NDArray[np.uint64]) -> float:
 
     n draws from D keys show about D (1 - exp(-n / D)) different ones; solved for D by bisection.
     """
-    n = len(hashes)
-    seen = float(len(np.unique(hashes)))
+    return keys_of_draws(len(hashes), len(np.unique(hashes)))
+
+
+def keys_of_draws(n: int, seen: int) -> float:
+    """`distinct_keys`, from the number of draws and of different keys among them."""
     if seen >= n - 1:
         return float(n) * n
     low, high = 1.0, float(n) * n

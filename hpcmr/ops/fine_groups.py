@@ -18,15 +18,15 @@ from hpcmr.data.keys import KeyLayout, encode_keys
 from hpcmr.data.partitioning import Partitioned
 from hpcmr.data.schema import ColumnType, Field, Schema
 from hpcmr.ops.accumulators import Agg
-from hpcmr.ops.aggregate import Aggregate
+from hpcmr.ops.aggregate import Aggregate, keys_of_draws
 from hpcmr.ops.contract import Origin, StageContext
 from hpcmr.ops.keyed_rows import group_starts
-from hpcmr.ops.null_keys import partitioned, together
+from hpcmr.ops.null_keys import partitioned
 
 FINE = "#value"
 COUNT = "#count"
 LOOK_ROWS = 1 << 16          # rows after which it is looked whether values repeat
-PAYS = 0.5                   # distinct values per row above which rows are kept as they are
+PAYS = 0.25                  # distinct values per row above which rows are kept as they are
 
 Index = NDArray[np.int64]
 
@@ -39,12 +39,10 @@ class FineGroups(Aggregate):
     keys : tuple of str
     wants : tuple of Agg
         What is to be made of the values.
-    states : tuple of Agg
-        What is kept of each value.
     """
 
-    def __init__(self, keys: tuple[str, ...], wants: tuple[Agg, ...], states: tuple[Agg, ...] = (Agg("count", None, COUNT),)) -> None:
-        super().__init__((*keys, FINE), states, "direct")
+    def __init__(self, keys: tuple[str, ...], wants: tuple[Agg, ...]) -> None:
+        super().__init__((*keys, FINE), (Agg("count", None, COUNT),), "direct")
         self.outer = keys
         self.wants = wants
 
@@ -53,12 +51,12 @@ class FineGroups(Aggregate):
 
     # ---- what a child says ---------------------------------------------------------------------------------------------
 
-    def value_fields(self, schema: Schema) -> tuple[Field, ...]:
-        """The column `FINE`, and further ones that `states` take."""
+    def value_type(self, schema: Schema) -> ColumnType:
+        """Type of the column `FINE`."""
         raise NotImplementedError
 
-    def values(self, batch: Batch) -> dict[str, Column]:
-        """These columns of a batch."""
+    def values(self, batch: Batch) -> Column:
+        """This column of a batch."""
         raise NotImplementedError
 
     def result_field(self, agg: Agg, schema: Schema) -> Field:
@@ -72,7 +70,7 @@ class FineGroups(Aggregate):
 
     def bind(self, schema: Schema) -> Schema:
         keys = schema.select(self.outer)
-        super().bind(Schema(keys.fields + self.value_fields(schema)))
+        super().bind(keys.with_field(Field(FINE, self.value_type(schema))))
         self.by = KeyLayout.of(schema, self.outer)
         self.made = Schema(tuple(Field(f.name, f.type, f.attrs) for f in keys) + tuple(self.result_field(a, schema) for a in self.wants))
         return self.made
@@ -81,7 +79,10 @@ class FineGroups(Aggregate):
         self.plain: list[NDArray[np.uint64]] = []
         self.plain_nbytes = self.looked = 0
         self.aside = False
+        self.rows_all = np.inf
         super().open(ctx, None if estimate is None else self._fine(estimate))
+        if estimate is not None:
+            self.rows_all = self._rows_expected(estimate)
 
     def import_kernels(self) -> None:
         from hpcmr.kernels import group_values  # noqa: F401
@@ -89,7 +90,7 @@ class FineGroups(Aggregate):
         super().import_kernels()
 
     def _fine(self, batch: Batch) -> Batch:
-        return Batch({**batch.select(self.outer).columns, **self.values(batch)}, batch.nrows)
+        return Batch({**batch.select(self.outer).columns, FINE: self.values(batch)}, batch.nrows)
 
     def consume(self, batch: Batch, origin: Origin) -> int:
         return super().consume(self._fine(batch), origin)
@@ -105,27 +106,18 @@ class FineGroups(Aggregate):
         super()._consume_directly(batch, origin)
         self.looked += batch.nrows
         # Where hardly a value repeats the table would only be slow: rows become states of one row each.
-        if self.looked > LOOK_ROWS and not self.program.size and not self.layout.has_strings:
-            self.aside = int(self.table.groups[0]) > PAYS * self.looked
+        if self.looked > LOOK_ROWS and not self.layout.has_strings:
+            self.aside = keys_of_draws(self.looked, int(self.table.groups[0])) > PAYS * self.rows_all
             self.looked = 0 if self.aside else self.looked
-
-    def seal(self) -> Partitioned:
-        part = super().seal()
-        self.looked = 0
-        if self.plain:
-            rows = np.concatenate(self.plain)
-            self.plain, self.plain_nbytes = [], 0
-            part = together(part, partitioned(Batch({"state": FixedColumn(rows)}, len(rows)), self._hashes(rows), self.ctx.partitions))
-            self._account()
-        return part
-
-    def _hashes(self, rows: NDArray[np.uint64]) -> NDArray[np.uint64]:
-        return key_hashes(rows, self.by, self.table.long.hashes)
 
     def _sealed(self) -> Partitioned:
         long = self.table.long
         batch = self.table.seal(1).batch
         rows = batch["state"].values  # type: ignore[union-attr]
+        if self.plain:
+            rows = np.concatenate([rows, *self.plain])
+            batch = Batch({"state": FixedColumn(rows)}, len(rows))
+        self.plain, self.plain_nbytes, self.looked = [], 0, 0
         return partitioned(batch, key_hashes(rows, self.by, long.hashes), self.ctx.partitions)
 
     def _extra_nbytes(self) -> int:

@@ -40,10 +40,10 @@ class GroupBest(KeyedRows):
 
     def __init__(self, keys: tuple[str, ...], by: str, k: int, descending: bool, nan_first: bool, wants: tuple[Agg, ...]) -> None:
         super().__init__(keys)
-        self.by, self.k, self.descending, self.nan_first, self.wants = by, k, descending, nan_first, wants
+        self.by, self.k, self.largest, self.nan_first, self.wants = by, k, descending, nan_first, wants
 
     def fingerprint(self) -> tuple[Any, ...]:
-        return ("best", self.keys, self.by, self.k, self.descending, self.nan_first, tuple((a.function, a.column, a.name) for a in self.wants))
+        return ("best", self.keys, self.by, self.k, self.largest, self.nan_first, tuple((a.function, a.column, a.name) for a in self.wants))
 
     def bind(self, schema: Schema) -> Schema:
         kind = schema[self.by].type
@@ -76,7 +76,7 @@ class GroupBest(KeyedRows):
         if self.by in self.keys:
             columns["#by"] = by
         names.append("#by" if self.by in self.keys else self.by)
-        turned.append(self.descending)
+        turned.append(self.largest)
         whole = Batch(columns, rows.nrows)
         layout = SortLayout.of(whole.schema, names, turned, nulls_in(whole, names))
         origin = rows[ORIGIN]

@@ -79,7 +79,7 @@ class GroupFunction:
 
         self.compile()
         state = np.zeros(4, np.int64)
-        values = [np.require(c.values, c.values.dtype, ["C", "A"]) for c in columns]  # type: ignore[union-attr]
+        values = [np.ascontiguousarray(c.values) for c in columns]  # type: ignore[union-attr]
         try:
             self.driver.run(np.ascontiguousarray(starts), *values, out, state)
         except Exception as error:

@@ -32,14 +32,14 @@ class GroupValues(FineGroups):
         super().__init__(keys, wants)
         self.column = column
 
-    def value_fields(self, schema: Schema) -> tuple[Field, ...]:
+    def value_type(self, schema: Schema) -> ColumnType:
         kind = schema[self.column].type
         for agg in self.wants:
             check_values(agg, kind)
-        return (Field(FINE, kind),)
+        return kind
 
-    def values(self, batch: Batch) -> dict[str, Column]:
-        return {FINE: batch[self.column]}
+    def values(self, batch: Batch) -> Column:
+        return batch[self.column]
 
     def result_field(self, agg: Agg, schema: Schema) -> Field:
         if agg.function == "count_distinct":

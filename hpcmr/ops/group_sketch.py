@@ -25,7 +25,6 @@ from hpcmr.ops.accumulators import Agg
 from hpcmr.ops.fine_groups import FINE, FineGroups, Index, is_number, met
 from hpcmr.ops.group_quantile import check_values, quantile_of
 
-RANK = "#rank"
 NAN_BUCKET = np.int64((1 << 63) - 1)
 MANTISSA_BITS = 52
 LOG_BITS_MAX = 20
@@ -86,16 +85,16 @@ class GroupLogBuckets(FineGroups):
         super().__init__(keys, wants)
         self.column, self.bits = column, bits
 
-    def value_fields(self, schema: Schema) -> tuple[Field, ...]:
+    def value_type(self, schema: Schema) -> ColumnType:
         kind = schema[self.column].type
         if not is_number(kind):
             raise JobSpecError(f"approx_quantile({self.column!r}) needs numbers, and the column is {kind}")
-        return (Field(FINE, INT64),)
+        return INT64
 
-    def values(self, batch: Batch) -> dict[str, Column]:
+    def values(self, batch: Batch) -> Column:
         column = batch[self.column]
         assert isinstance(column, FixedColumn)
-        return {FINE: FixedColumn(buckets(column.values.astype(np.float64, copy=False), self.bits), column.valid)}
+        return FixedColumn(buckets(column.values.astype(np.float64, copy=False), self.bits), column.valid)
 
     def result_field(self, agg: Agg, schema: Schema) -> Field:
         return Field(agg.name, FLOAT64, schema[self.column].attrs)
@@ -107,7 +106,7 @@ class GroupLogBuckets(FineGroups):
 
 
 class GroupRegisters(FineGroups):
-    """The registers of a HyperLogLog sketch, each with the highest rank that it met. A `KeyedOperator`.
+    """The registers of a HyperLogLog sketch and the ranks that each met, of which the highest counts. A `KeyedOperator`.
 
     Parameters
     ----------
@@ -120,23 +119,23 @@ class GroupRegisters(FineGroups):
     """
 
     def __init__(self, keys: tuple[str, ...], column: str, bits: int, wants: tuple[Agg, ...]) -> None:
-        super().__init__(keys, wants, (Agg("max", RANK, RANK),))
+        super().__init__(keys, wants)
         self.column, self.bits = column, bits
 
-    def value_fields(self, schema: Schema) -> tuple[Field, ...]:
+    def value_type(self, schema: Schema) -> ColumnType:
         for agg in self.wants:
             check_values(agg, schema[self.column].type)
         self.value_layout = KeyLayout.of(schema, (self.column,))
-        return Field(FINE, ColumnType.fixed("uint16")), Field(RANK, ColumnType.fixed("uint8"))
+        return ColumnType.fixed("uint32")
 
-    def values(self, batch: Batch) -> dict[str, Column]:
+    def values(self, batch: Batch) -> Column:
         from hpcmr.kernels.group_values import hash_registers
 
         column = batch[self.column]
         hashes = np.ascontiguousarray(encode_keys(batch, self.value_layout.for_batches(batch)).hashes)
-        register, rank = np.empty(batch.nrows, np.uint16), np.empty(batch.nrows, np.uint8)
-        hash_registers(hashes, self.bits, register, rank)
-        return {FINE: FixedColumn(register, column.valid), RANK: FixedColumn(rank)}
+        codes = np.empty(batch.nrows, np.uint32)
+        hash_registers(hashes, self.bits, codes)
+        return FixedColumn(codes, column.valid)
 
     def result_field(self, agg: Agg, schema: Schema) -> Field:
         return Field(agg.name, INT64)
@@ -144,7 +143,7 @@ class GroupRegisters(FineGroups):
     def result(self, agg: Agg, fine: Batch, starts: Index) -> Column:
         from hpcmr.kernels.group_values import distinct_estimates
 
-        rank: Any = fine[RANK]
+        codes: Any = fine[FINE]
         out = np.empty(len(starts) - 1, np.int64)
-        distinct_estimates(starts, np.ascontiguousarray(rank.values), met(fine), self.bits, out)
+        distinct_estimates(starts, np.ascontiguousarray(codes.values), met(fine), self.bits, out)
         return FixedColumn(out)

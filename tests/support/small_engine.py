@@ -55,7 +55,8 @@ def spoil(batch: Batch) -> None:
             array[...] = array.dtype.type() if array.dtype.kind != "S" else b"?"
 
 
-def run(make: Callable[[], Any], splits: Splits, ranks: int = 1, seal_every: int | None = None, partitions: int = 8) -> Batch:
+def run(make: Callable[[], Any], splits: Splits, ranks: int = 1, seal_every: int | None = None, partitions: int = 8,
+        sampled: bool = False) -> Batch:
     """The engine in small: splits dealt to ranks, sealed at the end or after every so many, exchanged by partition, finished in order."""
     schema = splits[0][0].schema
     ops, contexts = [], []
@@ -66,7 +67,7 @@ def run(make: Callable[[], Any], splits: Splits, ranks: int = 1, seal_every: int
             found = op.infer(splits[0][0], Origin(0, 0))
             op.fix(found)
         contexts.append(Context(partitions))
-        op.open(contexts[-1], None)
+        op.open(contexts[-1], splits[0][0] if sampled else None)
         ops.append(op)
 
     def exchange() -> None:
@@ -84,7 +85,7 @@ def run(make: Callable[[], Any], splits: Splits, ranks: int = 1, seal_every: int
             lo, hi = partitions * r // ranks, partitions * (r + 1) // ranks
             for p in parts:
                 op.merge(Partitioned(p.batch.slice(int(p.starts[lo]), int(p.starts[hi])), p.starts[lo:hi + 1] - p.starts[lo], lo))
-        return any([hasattr(op, "pending") and op.pending() for op in ops])
+        return any(hasattr(op, "pending") and op.pending() for op in ops)
 
     for index, split in enumerate(splits):
         row = 0
