@@ -14,7 +14,8 @@ HEAD = ("stage", "seconds", "rows in", "rows out", "bytes in", "bytes out", "exc
 
 
 def end_table(stages: Sequence[StageTotals]) -> str:
-    """Per stage: seconds, rows and bytes in and out, exchanged bytes, bytes written to scratch, imbalance (max/mean of the ranks' work), peak memory of a rank.
+    """Per stage: seconds, rows and bytes in and out, exchanged bytes, bytes written to scratch, imbalance (max/mean of the ranks' work), peak
+    memory of a rank.
 
     Returns
     -------

@@ -149,7 +149,7 @@ class Spool:
         return segment
 
     def _write(self, segment: _Segment, sources: list[tuple[_Array, Views]]) -> int:
-        from hpcmr.store.layout import lay_out         # loads h5py
+        from hpcmr.store.layout import lay_out  # loads h5py
 
         layout = lay_out(segment.schema, [(a.spec, int(a.cuts[-1]) + (a.spec.role == "offsets")) for a, _ in sources])
         path, total = segment.path, 0
@@ -166,6 +166,7 @@ class Spool:
                         total += nbytes
         except BaseException:
             files.remove_quietly(path)
+            self._scratch.tidy()
             raise
         finally:
             if fd >= 0:
