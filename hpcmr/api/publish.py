@@ -63,7 +63,7 @@ class Publish(Write):
             if found.splits is None if isinstance(found, Kept) else getattr(found.source, "distributed", False):
                 return "and whether rows in memory are the same as then cannot be told"
             splits += found.splits or () if isinstance(found, Kept) else found.source.survey()[1]
-        if made.writer.get("inputs_digest") != inputs_digest(splits):
+        if made.writer.get("inputs_digest") != inputs_digest(list(dict.fromkeys(splits))):
             return "written by this job before its input was changed"
         return None
 

@@ -50,7 +50,10 @@ class Collect:
         return False
 
     def local(self) -> Pieces:
-        return [(piece, Batch.concat(batches)) for piece, batches in sorted(self.pieces.items())]
+        """The rows of this rank; from here on they are the caller's, not the budget's."""
+        found = [(piece, Batch.concat(batches)) for piece, batches in sorted(self.pieces.items())]
+        Collect.abandon(self)
+        return found
 
     def combine(self, payloads: list[Pieces]) -> Batch:
         found = sorted((p for payload in payloads for p in payload), key=lambda p: p[0])

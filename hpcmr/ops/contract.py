@@ -237,15 +237,17 @@ class PairOperator(Protocol):
     ----------
     name : str
     left, right : KeyedOperator
-        There after `bind`.
+        There after `bind`; without `bind`, `fingerprint` and `finish` of their own.
     rule : str
         What decides between the two ways, and the order that results: for `explain`.
     """
 
     name: str
-    left: KeyedOperator
-    right: KeyedOperator
-    rule: str
+    left: Any
+    right: Any
+
+    @property
+    def rule(self) -> str: ...
 
     def fingerprint(self) -> tuple[Any, ...]: ...
 

@@ -35,6 +35,17 @@ class Move:
         beside = [x.fingerprint() for x in (self.condition, self.names) if x is not None]
         return (self.verb, tuple((n, e.fingerprint()) for n, e in self.columns), *beside)
 
+    def carries(self, names: tuple[str, ...]) -> tuple[str, ...] | None:
+        """What columns are called behind this move, if they come out of it as they went in."""
+        if self.names is not None:
+            found: tuple[str, ...] | None = self.names.carries(names)      # type: ignore[attr-defined]
+            return found
+        same = {e.extra: n for n, e in reversed(self.columns) if e.op == "col"}
+        if self.verb == "select":
+            return tuple(same[n] for n in names) if all(n in same for n in names) else None
+        made = {n for n, e in self.columns if not (e.op == "col" and e.extra == n)}
+        return None if made & set(names) else names
+
 
 def filter_move(condition: Expr) -> Move:
     return Move("filter", condition=condition)
@@ -103,6 +114,7 @@ class Evaluate:
     """
 
     quick = True        # for samples: a row costs next to nothing
+    repeatable = True
 
     def __init__(self, *moves: Move) -> None:
         self.moves = moves
@@ -112,6 +124,12 @@ class Evaluate:
 
     def fingerprint(self) -> tuple[Any, ...]:
         return ("expressions", *(m.fingerprint() for m in self.moves))
+
+    def carries(self, names: tuple[str, ...]) -> tuple[str, ...] | None:
+        found: tuple[str, ...] | None = names
+        for move in self.moves:
+            found = move.carries(found) if found is not None else None
+        return found
 
     def bind(self, schema: Schema) -> Schema:
         view = View(columns_of(schema), {f.name: f.attrs for f in schema})

@@ -41,6 +41,9 @@ class Filter:
     def fingerprint(self) -> tuple[Any, ...]:
         return (self.name, *self.function.fingerprint())
 
+    def carries(self, names: tuple[str, ...]) -> tuple[str, ...] | None:
+        return names
+
     def bind(self, schema: Schema) -> Schema:
         self.schema_in, self.runner = schema, None
         return schema

@@ -101,6 +101,11 @@ class MixedAggregate:
         weight = {"lists": 0, "values": 1, "best": 2, "buckets": 3, "registers": 4, "fold": 5, "table": 6}
         self.parts = [_part(keys, s, tuple(shared[s])) for s in sorted(shared, key=lambda s: weight[s[0]])]
 
+    @property
+    def partitioned_by(self) -> tuple[str, ...] | None:
+        """The partitions of the result are those of the keys' hash."""
+        return self.keys or None
+
     def fingerprint(self) -> tuple[Any, ...]:
         return (self.name, *(p.fingerprint() for p in self.parts))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -89,10 +90,11 @@ class Hold:
     def _flush(self) -> None:
         if not self._small:
             return
-        block = compact_copy(Batch.concat(self._small)) if len(self._small) > 1 else self._small[0]
-        nbytes = real_nbytes(block)
-        self._account(nbytes - self._small_nbytes)
+        small, before = self._small, self._small_nbytes
         self._small, self._small_nbytes = [], 0
+        block = compact_copy(Batch.concat(small)) if len(small) > 1 else small[0]
+        nbytes = real_nbytes(block)
+        self._account(nbytes - before)
         found = self._pieces[self._now]
         self._in_memory.append((self._now, len(found.blocks)))
         found.blocks.append(block)
@@ -100,13 +102,21 @@ class Hold:
         found.nrows += block.nrows
 
     def _account(self, nbytes: int) -> None:
-        if nbytes > 0 and self._ctx.spool is not None and self._ctx.available() - nbytes < self._reserve:
-            self.spill(nbytes + self._reserve - self._ctx.available())
         if nbytes > 0:
+            self._make_room(nbytes)
             self._ctx.take(nbytes, f"{self._what}, which is kept on the ranks,")
         else:
             self._ctx.give(-nbytes)
         self._taken += nbytes
+
+    def _make_room(self, nbytes: int) -> None:
+        """Put rows away if less than the reserve would be left beside `nbytes` more."""
+        if self._ctx.spool is None or self._ctx.available() - nbytes >= self._reserve:
+            return
+        self.spill(nbytes + self._reserve - self._ctx.available())
+        if self._ctx.available() < nbytes:
+            self._flush()
+            self.spill(nbytes)
 
     def spill(self, nbytes: int) -> int:
         """Put blocks away until `nbytes` bytes of memory are free, or all are away; returns how many became free. Needs a spool.
@@ -249,6 +259,10 @@ class Kept:
     def filled(self) -> bool:
         return self.hold is not None
 
+    def detach(self, digest: str) -> None:
+        """Forget how the rows were made, which an iteration would pile up: they are known by `digest` now, and cannot be made again."""
+        self.digest, self.parent = digest, None
+
     def drop(self) -> None:
         """Give the memory back. May be called twice."""
         if self.hold is not None:
@@ -257,7 +271,7 @@ class Kept:
         self.mine = []
 
     def __del__(self) -> None:
-        if self.hold is not None:
+        if self.hold is not None and not sys.is_finalizing():
             self.drop()
 
 

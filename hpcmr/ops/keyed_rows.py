@@ -43,6 +43,11 @@ class KeyedRows:
         """Whether rounds of an exchange must leave splits whole: a fold that was cut in the middle would round differently."""
         return self.combines == "split"
 
+    @property
+    def partitioned_by(self) -> tuple[str, ...] | None:
+        """The partitions of the result are those of the keys' hash."""
+        return self.keys or None
+
     def __init__(self, keys: tuple[str, ...]) -> None:
         if not keys:
             raise JobSpecError(f"{self.name} needs at least one key column")

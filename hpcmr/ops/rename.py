@@ -21,6 +21,7 @@ class Rename:
     """
 
     name = "rename"
+    repeatable = True
 
     def __init__(self, names: Mapping[str, str]) -> None:
         if not names:
@@ -29,6 +30,9 @@ class Rename:
 
     def fingerprint(self) -> tuple[Any, ...]:
         return (self.name, tuple(sorted(self.names.items())))
+
+    def carries(self, names: tuple[str, ...]) -> tuple[str, ...] | None:
+        return tuple(self.names.get(n, n) for n in names)
 
     def bind(self, schema: Schema) -> Schema:
         schema.select(self.names)          # raises for a column that is not there

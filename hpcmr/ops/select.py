@@ -15,12 +15,16 @@ class Select:
     """The named columns, in the order given; nothing is copied."""
 
     name = "select"
+    repeatable = True
 
     def __init__(self, names: Iterable[str]) -> None:
         self.names = _distinct(names, self.name)
 
     def fingerprint(self) -> tuple[Any, ...]:
         return (self.name, self.names)
+
+    def carries(self, names: tuple[str, ...]) -> tuple[str, ...] | None:
+        return names if set(names) <= set(self.names) else None
 
     def bind(self, schema: Schema) -> Schema:
         return schema.select(self.names)
@@ -39,6 +43,7 @@ class Drop:
     """All columns but the named ones."""
 
     name = "drop"
+    repeatable = True
 
     def __init__(self, names: Iterable[str]) -> None:
         self.names = _distinct(names, self.name)
@@ -46,6 +51,9 @@ class Drop:
 
     def fingerprint(self) -> tuple[Any, ...]:
         return (self.name, self.names)
+
+    def carries(self, names: tuple[str, ...]) -> tuple[str, ...] | None:
+        return None if set(names) & set(self.names) else names
 
     def bind(self, schema: Schema) -> Schema:
         schema.select(self.names)          # raises for a column that is not there

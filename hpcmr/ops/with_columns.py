@@ -53,6 +53,9 @@ class WithColumns:
         return (self.name, tuple((n, self.functions[n].fingerprint() if n in self.functions else (type(v).__name__, repr(v)))
                                  for n, v in self.given.items()))
 
+    def carries(self, names: tuple[str, ...]) -> tuple[str, ...] | None:
+        return None if set(names) & (set(self.functions) | set(self.constants)) else names
+
     def bind(self, schema: Schema) -> Schema | None:
         self.schema_in, self.runners = schema, {}
         self.types = {n: c.type for n, c in self.constants.items()}

@@ -90,7 +90,7 @@ class _Page:
         right = self.rows_of(node.right, depth + 1)
         self._line("  => ", node, depth)
         self._say(f"       rule: {node.operator.rule}", depth)
-        keys: Any = getattr(node.operator, "keys", None), getattr(node.operator, "right_keys", None)
+        keys: Any = getattr(node.operator, "left_on", None), getattr(node.operator, "right_on", None)
         for name, found, wanted in (("left", left, keys[0]), ("right", right, keys[1])):
             if found is not None and wanted is not None and tuple(wanted) == found:
                 self._say(f"       if shuffled: the {name} rows of each {_shown(found)} lie with their owner already", depth)

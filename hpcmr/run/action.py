@@ -114,6 +114,11 @@ class Action:
         except BaseException:
             self._give_up()
             raise
+        finally:
+            # Without cycles, what stages and operators hold is gone at once, and not some time later.
+            for stage in self.stages:
+                stage.reader = None
+            self.stages, self._owned, self._sources, self._inputs, self._kept = [], [], [], {}, []
 
     def join(self, stage: Stage) -> int:
         """A stage begins; returns its number."""

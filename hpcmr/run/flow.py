@@ -42,7 +42,7 @@ class Flow:
     pinned : Pinned or None
         Partitions of the feed's rows, if its pieces are some.
     splits : tuple of Split or None
-        All inputs that went in, as often as they did; None if some lie in memory, where it cannot be told whether they are the same.
+        All inputs that went in; None if some lie in memory, where it cannot be told whether they are the same.
     """
 
     feed: Feed
@@ -75,7 +75,7 @@ class Flow:
 
 
 def joined(*splits: tuple[Split, ...] | None) -> tuple[Split, ...] | None:
-    """Inputs of several flows together."""
+    """Inputs of several flows together, each once."""
     if any(s is None for s in splits):
         return None
-    return tuple(s for part in splits for s in part or ())
+    return tuple(dict.fromkeys(s for part in splits for s in part or ()))

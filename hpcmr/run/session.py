@@ -69,8 +69,8 @@ class Session:
     scratch : Scratch
     spool : Spool
         Batches put away by whoever holds them.
-    actions : list of Action
-        Those that were begun, in order.
+    action_count : int
+        Actions that were begun.
     stages : list of StageTotals
         On rank 0: the figures of all stages so far.
     decisions : list of str
@@ -103,7 +103,7 @@ class Session:
         self.log = log or logging.getLogger(LOG)
         self.progress = progress if world.rank == 0 else None
         self.command_line = command_line
-        self.actions: list[Action] = []
+        self.action_count = 0
         self.stages: list[StageTotals] = []
         self.decisions: list[str] = []
         self.code = ""
@@ -153,8 +153,8 @@ class Session:
         Collective: yes.
         """
         try:
-            action = Action(self, len(self.actions) + 1, plan, outlet)
-            self.actions.append(action)
+            self.action_count += 1
+            action = Action(self, self.action_count, plan, outlet)
             result = action.run()
         except (Exception, KeyboardInterrupt) as error:
             if isinstance(error, KeyboardInterrupt) or (isinstance(error, HpcmrError) and (error.ranks or error.rank is None)):

@@ -66,6 +66,7 @@ class Stage:
         self.ctx = RunContext(self.session, 1, action.attempt, action.provenance)
         self._pieces = self._numbers = 0
         self._began = time.monotonic()
+        self._spilled = self.session.scratch.nbytes_written
 
     # -- the way in ------------------------------------------------------------------------------------------------
 
@@ -125,6 +126,7 @@ class Stage:
                           last_words=self.session.last_words)
             self._between = drive.between
             drive.run()
+            del self._between           # it knows the stage, and the stage what lies in memory
 
     def _worker(self, sink: Sink, tally: Tally, enough: Callable[[int], bool], numbers: list[int] | None) -> Callable[[int], None]:
         """``work(place)`` of `Drive`: one piece, batch by batch, through all steps into the sink."""
@@ -164,6 +166,7 @@ class Stage:
         figures.seconds, figures.work_s = time.monotonic() - self._began, tally.work_s + (self.seen.work_s if self.seen else 0)
         figures.rows_in, figures.nbytes_in, figures.rows_out, figures.nbytes_out = first.rows_in, first.nbytes_in, tally.rows_out, tally.nbytes_out
         figures.rounds, figures.exchanged_nbytes = tally.rounds, exchanged_nbytes
+        figures.spilled_nbytes = self.session.scratch.nbytes_written - self._spilled
         figures.counters = dict(self.ctx.counters)
         self._watch.end()
         for thing in self.flow.behind:
@@ -486,4 +489,6 @@ def last_round(stage: Stage, shuffle: Shuffle) -> None:
 def partitions_of(operator: Any, schema: Schema, bounds: Any) -> Pinned | None:
     """The partitions of an operator's result, if they are those of a hash that others use too."""
     keys = getattr(operator, "partitioned_by", None)
-    return Pinned(tuple(keys), tuple(str(schema[k].type) for k in keys), bounds) if keys else None
+    if not keys or any(k not in schema for k in keys):
+        return None
+    return Pinned(tuple(keys), tuple(str(schema[k].type) for k in keys), bounds)
