@@ -181,17 +181,17 @@ INNER, LEFT, SEMI, ANTI = range(4)
 
 
 @kernel(f"int64({_KEYS}, uint8[::1], int64, int64, uint64[::1], int64, int32[::1], uint8[::1], uint64[::1], int64, int64, int64[:, ::1], "
-        "int64[:, ::1], int32[::1], int32[::1], int64[::1])")
-def probe(address, stride, xor, hashed, valid, n, shift, words, K, starts, tags, E, S, how, left_columns, right_columns, lefts, rights, state):
+        "int32[::1], int32[::1], int64[::1])")
+def probe(address, stride, xor, hashed, valid, n, shift, words, K, starts, tags, E, S, how, right_columns, lefts, rights, state):
     """Matches of left rows from state[0] on, to `lefts` (rows) and `rights` (entries, or -1) and their columns; returns how many.
 
-    Stops where `lefts` is full; state[0] is then the row to go on with and state[1] its entry to go on with, or -1. left_columns:
-    (address, bytes of a value, target). right_columns: (place in the entry, bytes of a value, target). how: `INNER` a pair for each
-    match; `LEFT` also rows without match; `SEMI` rows with a match; `ANTI` rows without.
+    Stops where `lefts` is full; state[0] is then the row to go on with and state[1] its entry to go on with, or -1. right_columns: (place in
+    the entry, bytes of a value, target). how: `INNER` a pair for each match; `LEFT` also rows without match; `SEMI` rows with a match;
+    `ANTI` rows without.
     """
     masked = valid.size > 0
     capacity = lefts.size
-    base, at_lefts, at_rights = I(E.ctypes.data), I(lefts.ctypes.data), I(rights.ctypes.data)
+    base, at_rights = I(E.ctypes.data), I(rights.ctypes.data)
     hs = np.empty(MICRO, np.uint64)
     es = np.empty(MICRO, np.int64)
     candidates = np.empty(MICRO, np.uint64)
@@ -283,9 +283,6 @@ def probe(address, stride, xor, hashed, valid, n, shift, words, K, starts, tags,
                 if full:
                     state[0] = b + i
                     break
-        for c in range(left_columns.shape[0]):
-            w = left_columns[c, 1]
-            _gather(at_lefts + 4 * begin, m - begin, left_columns[c, 0], w, w, left_columns[c, 2] + w * begin)
         for c in range(right_columns.shape[0]):
             w = right_columns[c, 1]
             target = right_columns[c, 2] + w * begin
@@ -297,6 +294,12 @@ def probe(address, stride, xor, hashed, valid, n, shift, words, K, starts, tags,
     state[0] = n
     state[1] = -1
     return m
+
+
+@kernel("void(int64, int64, int32[::1], int64, int64)")
+def gather_rows(source, width, rows, m, target):
+    """Values of 1, 2, 4 or 8 bytes at the first m of `rows`, from one address to another."""
+    _gather(I(rows.ctypes.data), m, source, width, width, target)
 
 
 @kernel(f"void({_RO_I}, {_RO_I}, {_RO_B}, uint64[::1], int64, int64, int64[::1], int64[::1], int64[::1], uint64[::1], uint8[::1])")

@@ -85,6 +85,7 @@ class Join:
         keeps = self.how in ("right", "outer")
         self.left = JoinSide("left", self.left_on, columns.key_types, left, left.names, self.how in ("inner", "right", "semi"))
         self.right = JoinSide("right", self.right_on, columns.key_types, right, (*self.right_on, *columns.right_names), not keeps)
+        self.right.distinct = self.how in ("semi", "anti")
         return columns.schema
 
     def import_kernels(self) -> None:
@@ -126,9 +127,13 @@ class Join:
 
     def settle(self, together: Collective) -> None:
         """Agree on the keys that are spread over several pieces. Collective: yes."""
-        self.cuts = self.left.cuts = self.right.cuts = agree_on_cuts(self.left.sampler, self.right.sampler, self.how, self.ctx.partitions, together)
-        if self.cuts is not None and together.rank == 0:
-            self.ctx.count("keys spread over ranks", self.cuts.keys)
+        plan = agree_on_cuts(self.left.sampler, self.right.sampler, self.how, self.ctx.partitions, together)
+        self.cuts = self.left.cuts = self.right.cuts = plan.cuts
+        # What all ranks know is said by one.
+        self.left.expected = plan.weights if together.rank == 0 else np.zeros_like(plan.weights)
+        self.right.expected = np.zeros_like(plan.weights)
+        if plan.cuts is not None and together.rank == 0:
+            self.ctx.count("keys spread over ranks", len(plan.cuts.hot))
 
     def finish(self, partition: int) -> Batch:
         blocks = list(self.finish_blocks(partition))

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from hpcmr.data.batch import Batch, Column, FixedColumn
 from hpcmr.data.keys import LongStrings, as_strings, as_words, encode_keys, intern_keys, word_count
+from hpcmr.data.schema import ColumnType
 from hpcmr.errors import DataError
 from hpcmr.ops.join_keys import keys_layout, nulls, take_or_null, valid_keys
 from hpcmr.ops.table import table_zeros
@@ -162,19 +163,15 @@ class Prober:
 
         index, n = self.index, batch.nrows
         found = index._keys(keys, intern=False)
-        packed = {n: c for n, c in batch.columns.items() if isinstance(c, FixedColumn) and _is_gathered(c)}
-        left = {n: np.ascontiguousarray(c.values) for n, c in packed.items()}
-        masks = {n: np.ascontiguousarray(c.valid) for n, c in packed.items() if c.valid is not None}
         self._reserve(batch)
-        into = self._left_columns(left, masks)
         taken = self._right_columns()
         how = {"inner": k.INNER, "left": k.LEFT, "semi": k.SEMI, "anti": k.ANTI}[self.how]
         state = np.array([0, -1], np.int64)
         while state[0] < n:
-            m = k.probe(*found.source, n, index.shift, found.words, found.width, index.starts, index.tags, index.entries, index.stride, how, into,
-                        taken, self.lefts, self.rights, state)
+            m = k.probe(*found.source, n, index.shift, found.words, found.width, index.starts, index.tags, index.entries, index.stride, how, taken,
+                        self.lefts, self.rights, state)
             if m:
-                yield self._block(batch, left, masks, int(m))
+                yield self._block(batch, int(m))
 
     def _reserve(self, batch: Batch) -> None:
         """Arrays for the rows of a block, as many as went into the first batch or as `block_nbytes` takes."""
@@ -190,11 +187,6 @@ class Prober:
             self.buffers[name] = np.empty(self.capacity, dtype)
         return self.buffers[name]
 
-    def _left_columns(self, left: dict[str, NDArray[Any]], masks: dict[str, NDArray[np.bool_]]) -> NDArray[np.int64]:
-        rows = [(v.ctypes.data, v.dtype.itemsize, self._buffer(f"l{n}", v.dtype).ctypes.data) for n, v in left.items()]
-        rows += [(v.ctypes.data, 1, self._buffer(f"m{n}", v.dtype).ctypes.data) for n, v in masks.items()]
-        return np.array(rows, np.int64).reshape(-1, 3)
-
     def _right_columns(self) -> NDArray[np.int64]:
         if self.how in ("semi", "anti"):
             return np.zeros((0, 3), np.int64)
@@ -204,12 +196,12 @@ class Prober:
             rows.append((index.number, 4, self._buffer("#", np.dtype(np.int32)).ctypes.data))
         return np.array(rows, np.int64).reshape(-1, 3)
 
-    def _block(self, batch: Batch, left: dict[str, NDArray[Any]], masks: dict[str, NDArray[np.bool_]], m: int) -> Batch:
+    def _block(self, batch: Batch, m: int) -> Batch:
         columns: dict[str, Column] = {}
         rows: NDArray[np.int64] | None = None
         for name, column in batch.columns.items():
-            if name in left:
-                columns[name] = FixedColumn(self.buffers[f"l{name}"][:m], self.buffers[f"m{name}"][:m] if name in masks else None)
+            if isinstance(column, FixedColumn) and _is_gathered(column):
+                columns[name] = Gathered(column, self.lefts[:m], self._buffer(f"l{name}", column.values.dtype)[:m])
             else:
                 rows = self.lefts[:m].astype(np.int64) if rows is None else rows
                 columns[name] = column.take(rows)
@@ -231,6 +223,47 @@ class Prober:
                 if missing is not None:
                     rows[missing] = -1
             columns[new] = take_or_null(index.rest[name], rows) if index.n else nulls(index.rest[name].type, m)
+
+
+class Gathered(FixedColumn):
+    """Left values at the rows of a block, which are copied once somebody asks for them: what comes next often needs few of the columns.
+
+    Parameters
+    ----------
+    source : FixedColumn
+        Of scalars of 1, 2, 4 or 8 bytes.
+    rows : (n,) int32
+    into : (n,) array
+        Memory for the values.
+    """
+
+    __slots__ = ("_into", "_rows", "_source")
+
+    def __init__(self, source: FixedColumn, rows: NDArray[np.int32], into: NDArray[Any]) -> None:
+        self._source: FixedColumn | None = source
+        self._rows, self._into = rows, into
+        self.valid = None if source.valid is None else source.valid[rows]
+
+    @property
+    def values(self) -> NDArray[Any]:  # type: ignore[override]
+        if self._source is not None:
+            from hpcmr.kernels.join import gather_rows
+
+            values = np.ascontiguousarray(self._source.values)
+            gather_rows(values.ctypes.data, values.dtype.itemsize, self._rows, len(self._rows), self._into.ctypes.data)
+            self._source = None
+        return self._into
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def type(self) -> ColumnType:
+        return ColumnType.fixed(self._into.dtype)
+
+    @property
+    def nbytes(self) -> int:
+        return int(self._into.nbytes) + (0 if self.valid is None else int(self.valid.nbytes))
 
 
 def _is_gathered(column: FixedColumn) -> bool:

@@ -12,7 +12,7 @@ from hpcmr.data.keys import encode_keys
 from hpcmr.data.partitioning import Partitioned, partition_bits
 from hpcmr.data.schema import ColumnType, Field, Schema
 from hpcmr.errors import ConservationError
-from hpcmr.ops.contract import Origin
+from hpcmr.ops.contract import Origin, StageContext
 from hpcmr.ops.join_cuts import Cuts, Sampler
 from hpcmr.ops.join_keys import Columns, as_type, key_batch, keys_layout, take_or_null, valid_keys
 from hpcmr.ops.keyed_rows import ORIGIN, KeyedRows, sorted_groups
@@ -43,11 +43,22 @@ class JoinSide(KeyedRows):
         self.side, self.types, self.needed, self.drops = side, types, needed, drops
         cast = dict(zip(keys, types, strict=True))
         self.bind_rows(Schema(tuple(Field(n, cast.get(n, schema[n].type), schema[n].attrs) for n in needed)))
-        self.sampler = Sampler(keys, types)
+        self.sampler = Sampler(keys, types, drops)
+        self.distinct = False           # one row of each key is enough
         self.cuts: Cuts | None = None
+        self.expected: Index | None = None
 
     def fingerprint(self) -> tuple[str, ...]:
         return (self.name, self.side)
+
+    def open(self, ctx: StageContext, estimate: Batch | None) -> None:
+        super().open(ctx, estimate)
+        self.sampler.start(ctx.partitions)
+        self.cuts = self.expected = None
+
+    def weights(self) -> Index | None:
+        """Bytes expected by partition, or by piece."""
+        return self.expected
 
     def observe(self, batch: Batch, origin: Origin) -> None:
         self.sampler.look(batch, origin, self.ctx.seed)
@@ -65,6 +76,10 @@ class JoinSide(KeyedRows):
             self.rows_out += whole.nrows - int(valid.sum())
             rows = np.flatnonzero(valid)
             whole, keys = whole.take(rows), keys.take(rows)
+        if self.distinct and whole.nrows:
+            order, firsts = sorted_groups(keys, keys_layout(self.types), np.zeros(whole.nrows, np.uint64))
+            self.rows_out += whole.nrows - len(firsts) + 1
+            whole, keys = whole.take(order[firsts[:-1]]), keys.take(order[firsts[:-1]])
         hashes = encode_keys(keys, keys_layout(self.types).for_batches(keys)).hashes
         bits, count = partition_bits(self.ctx.partitions), self.ctx.partitions
         place = (hashes >> np.uint64(64 - bits)).astype(np.int64) if bits else np.zeros(len(hashes), np.int64)

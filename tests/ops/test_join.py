@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 import random
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,9 +11,8 @@ import pytest
 
 from hpcmr.data.batch import Batch, BytesColumn, FixedColumn
 from hpcmr.data.keys import KeyLayout, encode_keys
-from hpcmr.data.partitioning import Partitioned, partition_bits
+from hpcmr.data.partitioning import Partitioned, owner_bounds, partition_bits
 from hpcmr.errors import JobSpecError
-from hpcmr.ops import join_cuts
 from hpcmr.ops.contract import Origin
 from hpcmr.ops.join import Join
 from hpcmr.ops.join_keys import HOWS
@@ -52,7 +51,7 @@ def oracle(left: list[Row], right: list[Row], on: list[str], how: str) -> list[R
         if not found and how in ("left", "outer"):
             out.append({**row, **{new[n]: None for n in names}})
     if how in ("right", "outer"):
-        blank = {n: None for n in (left[0] if left else on)}
+        blank = dict.fromkeys(left[0] if left else on)
         out += [{**blank, **{k: r[k] for k in on}, **{new[n]: r[n] for n in names}} for i, r in enumerate(right) if i not in met]
     return out
 
@@ -106,7 +105,7 @@ class Ranks:
 def batches_of(rows: Batch, splits: int, size: int) -> list[tuple[int, int, Batch]]:
     found = []
     bounds = [rows.nrows * i // splits for i in range(splits + 1)]
-    for s, (a, b) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+    for s, (a, b) in enumerate(itertools.pairwise(bounds)):
         found += [(s, r - a, rows.slice(r, min(b, r + size))) for r in range(a, b, size)]
     return found
 
@@ -149,10 +148,16 @@ def shuffle(join: Join, left: Batch, right: Batch, partitions: int = 8, seals: i
             for lo, hi in ((0, count // 2), (count // 2, count)):
                 side.merge(Partitioned(part.batch.slice(int(part.starts[lo]), int(part.starts[hi])), part.starts[lo:hi + 1] - part.starts[lo], lo))
     out = []
+    loads = np.zeros(count, np.int64)
     for p in range(count):
+        taken = join.left.rows_out + join.right.rows_out
         for block in join.finish_blocks(p):
             assert block.schema == schema
             out += rows_of(block)
+            loads[p] += block.nrows
+        loads[p] += join.left.rows_out + join.right.rows_out - taken
+    bounds = owner_bounds(join.left.weights() + join.right.weights(), 4)
+    join.loads = [int(loads[a:b].sum()) for a, b in itertools.pairwise(bounds)]
     for side in (join.left, join.right):
         side.check(side.rows_in, side.rows_out)
     join.close()
@@ -194,7 +199,7 @@ def table(rng: random.Random, n: int, on: list[str], kinds: list[str], distinct:
             masked = np.ma.MaskedArray(np.array([0 if v is None else v for v in values], kind), [v is None for v in values])
             columns[name] = masked if nulls else masked.data
         else:
-            columns[name] = Batch.of({"x": [*values, "z"]})["x"].slice(0, n) if nulls else Batch.of({"x": [*values, "z"]})["x"].slice(0, n)
+            columns[name] = Batch.of({"x": [*values, "z"]})["x"].slice(0, n)
     columns["v"] = np.array([rng.random() for _ in range(n)])
     columns[f"small_{side}"] = np.arange(n, dtype=np.int16)
     columns[f"flag_{side}"] = np.arange(n) % 3 == 0
@@ -206,7 +211,8 @@ def table(rng: random.Random, n: int, on: list[str], kinds: list[str], distinct:
     return Batch.of(columns)
 
 
-CASES = [(["k"], ["int64"]), (["k"], ["int32"]), (["k"], ["float64"]), (["k"], ["text"]), (["k", "l"], ["int64", "text"]), (["k", "l"], ["uint8", "int32"])]
+CASES = [(["k"], ["int64"]), (["k"], ["int32"]), (["k"], ["float64"]), (["k"], ["text"]), (["k", "l"], ["int64", "text"]),
+         (["k", "l"], ["uint8", "int32"])]
 SIZES = [(40, 30, 8), (60, 20, 1), (30, 50, 60), (0, 9, 3), (9, 0, 3), (0, 0, 1), (1, 1, 1)]
 
 
@@ -237,3 +243,113 @@ def complete(rows: list[Row], left: Batch, right: Batch, on: list[str], how: str
             r = {**r, "v_right": r["v"], "v": None}
         out.append({n: r.get(n) for n in names})
     return out
+
+
+# ---- hot keys ------------------------------------------------------------------------------------------------------------
+
+
+def skewed(rng: random.Random, n: int, hot: dict[Any, float], others: int) -> Batch:
+    """Keys of which some have a share of all rows each; None is null."""
+    keys = [next((k for k, until in hot.items() if x < until), rng.randrange(others) * 3) for x in (rng.random() for _ in range(n))]
+    return Batch.of({"k": np.ma.MaskedArray([0 if k is None else k for k in keys], [k is None for k in keys]), "v": np.arange(n)})
+
+
+SKEWED = {
+    "left": ({7: 0.5}, 2000, {7: 0.02}, 300),
+    "left, without partner": ({7: 0.5}, 2000, {}, 300),
+    "right, one left row": ({}, 400, {300: 0.5}, 2000),
+    "right, few left rows": ({9: 0.008}, 400, {9: 0.5}, 2000),
+    "right, without partner": ({}, 400, {7: 0.5}, 2000),
+    "both": ({-5: 0.1, 7: 0.2, 8: 0.22}, 1000, {7: 0.1, 8: 0.3}, 200),
+    "nulls": ({None: 0.5, 7: 0.6}, 2000, {None: 0.5}, 1000),
+}
+
+
+@pytest.mark.parametrize("name", SKEWED)
+def test_hot_keys_are_spread_over_ranks_and_the_result_is_the_same(name: str) -> None:
+    hot_left, n, hot_right, m = SKEWED[name]
+    rng = random.Random(name)
+    left, right = skewed(rng, n, hot_left, 150), skewed(rng, m, hot_right, 150)
+    for how in HOWS:
+        join = Join(("k",), ("k",), how, block_nbytes=4096)
+        expected = by_partition(oracle(rows_of(left), rows_of(right), ["k"], how), ["k"], left.select(["k"]), 16)
+        assert shuffle(join, left, right, partitions=16, splits=5, size=97, seals=3) == expected
+        loads = join.loads
+        hot = name not in ("left, without partner", "right, without partner", "nulls") or how in ("outer", name.partition(",")[0])
+        if hot and how not in ("semi", "anti"):
+            assert join.cuts is not None
+            assert max(loads) <= 1.5 * sum(loads) / len(loads), (how, loads)
+
+
+def test_hot_keys_are_found_in_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hpcmr.ops.join_cuts.SAMPLE_ROWS", 200)
+    monkeypatch.setattr("hpcmr.ops.join_cuts.SAMPLE_ROWS_GLOBAL", 150)
+    rng = random.Random(3)
+    left, right = skewed(rng, 3000, {7: 0.3, None: 0.4}, 400), skewed(rng, 1500, {7: 0.01, 9: 0.3}, 400)
+    for how in HOWS:
+        join = Join(("k",), ("k",), how)
+        expected = by_partition(oracle(rows_of(left), rows_of(right), ["k"], how), ["k"], left.select(["k"]), 8)
+        assert shuffle(join, left, right, partitions=8, splits=4, size=200, seals=2) == expected
+        assert join.cuts is not None and join.left.sampler.level > 0
+
+
+# ---- blocks and errors ---------------------------------------------------------------------------------------------------
+
+
+def test_a_join_that_explodes_comes_in_blocks() -> None:
+    left, right = Batch.of({"k": np.zeros(300, np.int64), "v": np.arange(300)}), Batch.of({"k": np.zeros(500, np.int64), "w": np.arange(500)})
+    pairs = [(v, w) for v in range(300) for w in range(500)]
+    join = Join(("k",), ("k",), block_nbytes=24_000)
+    join.bind(left.schema, right.schema)
+    blocks = [owned(b) for b in join.probe(right).apply_blocks(left, Origin(0, 0))]
+    assert max(b.nrows for b in blocks) <= 1000 and len(blocks) >= 150
+    whole = Batch.concat(blocks)
+    assert list(zip(whole["v"].to_list(), whole["w"].to_list(), strict=True)) == pairs
+    found = shuffle(join, left, right, partitions=4, size=100)
+    assert [(r["v"], r["w"]) for r in found] == pairs
+
+
+@pytest.mark.parametrize(("left", "right", "common"), [("int32", "int64", "int64"), ("uint8", "int16", "int16"), ("int32", "float64", "float64"),
+                                                        ("float32", "float64", "float64"), ("S3", "S6", "S6"), ("uint16", "float32", "float32"),
+                                                        ("uint32", "float32", "float64")])
+def test_keys_of_different_types_are_compared_exactly(left: str, right: str, common: str) -> None:
+    a = Batch.of({"k": np.array([1, 2, 3, 3], left), "v": np.arange(4)})
+    b = Batch.of({"j": np.array([3, 1, 5], right), "w": np.arange(3)})
+    for how in HOWS:
+        join = Join(("k",), ("j",), how)
+        schema = join.bind(a.schema, b.schema)
+        assert str(schema["k"].type) == (common if how in ("right", "outer") else left)
+        found = sorted((r["v"], r.get("w")) for r in shuffle(join, a, b) if r["v"] is not None)
+        want = {"semi": [(0, None), (2, None), (3, None)], "anti": [(1, None)]}.get(how, [(0, 1), (2, 0), (3, 0)])
+        assert [f for f in found if how in ("semi", "anti") or f[1] is not None] == want if how not in ("left", "outer") else (0, 1) in found
+        if how not in ("right", "outer"):
+            found = [r["v"] for r in broadcast(Join(("k",), ("j",), how), a, b)]
+            assert found == ([1] if how == "anti" else [0, 1, 2, 3] if how == "left" else [0, 2, 3])
+
+
+@pytest.mark.parametrize(("left", "right"), [("int64", "uint64"), ("int64", "float64"), ("bool", "int8"), ("datetime64[s]", "int64"),
+                                               ("int64", "S8")])
+def test_keys_that_cannot_be_compared_exactly_are_refused(left: str, right: str) -> None:
+    a, b = Batch.of({"k": np.zeros(1, left)}), Batch.of({"k": np.zeros(1, right)})
+    with pytest.raises(JobSpecError, match=r"no type holds the values of both exactly, cast one of them"):
+        Join(("k",), ("k",)).bind(a.schema, b.schema)
+
+
+def test_names_that_clash_and_columns_that_are_not_there() -> None:
+    a, b = Batch.of({"k": [1], "v": [1], "v_right": [2]}), Batch.of({"k": [1], "v": [3]})
+    with pytest.raises(JobSpecError, match=r"column 'v' of the right side would be called 'v_right'"):
+        Join(("k",), ("k",)).bind(a.schema, b.schema)
+    assert Join(("k",), ("k",), "semi").bind(a.schema, b.schema) == a.schema
+    with pytest.raises(JobSpecError, match="the right side has no column 'x'"):
+        Join(("k",), ("x",)).bind(a.schema, b.schema)
+    with pytest.raises(JobSpecError, match="no how='full'"):
+        Join(("k",), ("k",), "full")
+    with pytest.raises(JobSpecError, match="cannot be a key"):
+        Join(("k",), ("k",)).bind(Batch.of({"k": np.zeros((1, 3))}).schema, Batch.of({"k": np.zeros((1, 3))}).schema)
+
+
+def test_the_size_of_the_right_side_alone_decides() -> None:
+    join = Join(("k",), ("k",))
+    assert join.choose(128 << 20, 5)[0] == "broadcast" and join.choose((128 << 20) + 1, 5)[0] == "shuffle"
+    assert "the right side has 5 rows, 128 MiB" in join.choose(128 << 20, 5)[1]
+    assert Join(("k",), ("k",), "outer").choose(0, 0)[0] == "shuffle"
