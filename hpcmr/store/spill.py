@@ -184,10 +184,11 @@ class Spool:
             digest = xxhash.xxh3_64(before.data if offsets else b"")
             for view in views(i):
                 digest.update(view.data)
-                if used + len(view) > len(block):
+                large = len(view) > len(block) // 2
+                if used and (large or used + len(view) > len(block)):
                     _write_all(fd, block[:used], at)
                     at, used = at + used, 0
-                if len(view) > len(block) // 2:
+                if large:
                     _write_all(fd, view, at)
                     at += len(view)
                 else:

@@ -1,5 +1,6 @@
 """Rows on scratch come back bit by bit, or not at all; and nothing is left behind."""
 
+import itertools
 import json
 import os
 import signal
@@ -285,3 +286,23 @@ def test_where_scratch_lies(tmp_path):
     assert choose(None, {"SLURM_TMPDIR": str(a), "TMPDIR": str(b)}) == (a, "$SLURM_TMPDIR")
     assert choose(None, {"SLURM_TMPDIR": str(a / "gone"), "TMPDIR": str(b)}) == (b, "$TMPDIR")
     assert choose(None, {})[1] == "the system's temporary folder"
+
+
+def test_partitions_of_all_sizes_beside_the_block(scratch):
+    """A part that is written by itself comes behind what waits in the block; and a partition may have several kinds of rows."""
+    block = spill.BLOCK_NBYTES // 8
+    sizes = [3, block // 2 + 5, 7, block - 1, 2, block // 3, 2 * block + 1, 1]
+    starts = np.concatenate([[0], np.cumsum(sizes)])
+    a = Batch.of({"k": np.random.default_rng(1).integers(-9, 9, int(starts[-1]))})
+    b = Batch.of({"s": [b"x" * i for i in range(8)]})
+    spool = Spool(scratch)
+    spool.append([parts_of(a, starts)])
+    spool.append([parts_of(b, np.arange(9))])
+    spool.append([parts_of(a, starts)])
+    for i, (start, stop) in enumerate(itertools.pairwise(starts.tolist())):
+        found = [p.batch for p in spool.read(i)]
+        assert [f.names for f in found] == [("k",), ("s",), ("k",)]
+        same(found[0], a.slice(start, stop))
+        same(found[1], b.slice(i, i + 1))
+        same(found[2], a.slice(start, stop))
+    spool.close()
