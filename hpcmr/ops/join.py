@@ -40,15 +40,15 @@ class Join:
     left_on, right_on : tuple of str
         Key columns of both sides, which go together in this order.
     how : {"inner", "left", "right", "outer", "semi", "anti"}
-    broadcast_nbytes : int
-        Size up to which the right side goes to every rank.
+    broadcast_nbytes : int, optional
+        Size up to which the right side goes to every rank; `BROADCAST_NBYTES`.
     block_nbytes : int
         About how large a piece of the result may become before it goes on to the next operation.
     """
 
     name = "join"
 
-    def __init__(self, left_on: tuple[str, ...], right_on: tuple[str, ...], how: str = "inner", *, broadcast_nbytes: int = BROADCAST_NBYTES,
+    def __init__(self, left_on: tuple[str, ...], right_on: tuple[str, ...], how: str = "inner", *, broadcast_nbytes: int | None = None,
                  block_nbytes: int = BLOCK_NBYTES) -> None:
         if how not in HOWS:
             raise JobSpecError(f"join: there is no how={how!r}; there are {', '.join(HOWS)}")
@@ -60,7 +60,7 @@ class Join:
                 raise JobSpecError(f"join: a key column stands twice in {', '.join(names)}")
         self.left_on, self.right_on, self.how = left_on, right_on, how
         self.keys, self.right_keys = left_on, right_on
-        self.broadcast_nbytes, self.block_nbytes = broadcast_nbytes, block_nbytes
+        self.broadcast_nbytes, self.block_nbytes = BROADCAST_NBYTES if broadcast_nbytes is None else broadcast_nbytes, block_nbytes
         self.cuts: Cuts | None = None
 
     @property
