@@ -21,6 +21,7 @@ from hpcmr.data.batch import Batch, BytesColumn, FixedColumn
 from hpcmr.data.keys import KeyLayout, KeyWords, as_strings, as_words, decode_key, encode_keys, intern_keys, word_count
 from hpcmr.data.partitioning import PARTITION_NBYTES, Partitioned, without
 from hpcmr.data.schema import Field, Schema
+from hpcmr.data.source import SPLIT_NBYTES
 from hpcmr.errors import ConservationError, JobSpecError
 from hpcmr.ops.accumulators import Agg, compile_program
 from hpcmr.ops.contract import Origin, StageContext, Step
@@ -150,7 +151,7 @@ class Aggregate:
         rows = self._rows_expected(estimate)
         if rows <= 4 * RADIX_KEYS_MIN:
             return "direct"
-        if keys > rows / 4 and null_rows(estimate, self.keys) is None:
+        if keys > self._rows_here(rows) / 4 and null_rows(estimate, self.keys) is None:
             return "raw"
         room = (8 * self.layout.width + 64 << dense_bits(keys)) + BUCKETS_NBYTES
         return "radix" if keys > RADIX_KEYS_MIN and rows > 16 * keys and room < self.ctx.available() // 2 else "direct"
@@ -158,6 +159,11 @@ class Aggregate:
     def _rows_expected(self, estimate: Batch) -> float:
         """Rows that there may be on all ranks, from the bytes that the number of partitions stands for."""
         return self.ctx.partitions * PARTITION_NBYTES * estimate.nrows / max(1, estimate.nbytes)
+
+    def _rows_here(self, rows: float) -> float:
+        """Of `rows`, those that one of the ranks that have something to read will get: there are no more of these than splits."""
+        splits = self.ctx.partitions * PARTITION_NBYTES // SPLIT_NBYTES
+        return rows / max(1, min(getattr(self.ctx, "size", 1), splits))
 
     def _first_bits(self, hashes: NDArray[np.uint64] | None) -> int:
         """Slots to begin with. Growing a table costs more than its size: each step touches new memory."""

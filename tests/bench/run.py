@@ -1,4 +1,5 @@
-"""Ours on 2 ranks and each peer on 2 threads, alternately, every measurement in a fresh process: ``python tests/bench/run.py [W1 W2a W2b W2c]``.
+"""Ours on 2 ranks and each peer on 2 threads, alternately, every measurement in a fresh process: ``python tests/bench/run.py [W1 W2a W2b W2c
+W3a W3b]``.
 
 Needs the data of `tests/bench/generate.py` in ``$HPCMR_BENCH/data``. Input files are read once before, so that the page cache is warm,
 and our kernels are compiled. Prints medians, ratios to the faster peer and the sums of peak memory; results go to
@@ -20,8 +21,10 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 ROOT = Path(os.environ.get("HPCMR_BENCH", Path(tempfile.gettempdir()) / "hpcmr-bench"))
-WORKS = ("W1", "W2a", "W2b", "W2c")
-BARS = {"W1": 5.0, "W2a": 2.5, "W2b": 2.0, "W2c": 2.5}
+WORKS = ("W1", "W2a", "W2b", "W2c", "W3a", "W3b")
+BARS = {"W1": 5.0, "W2a": 2.5, "W2b": 2.0, "W2c": 2.5, "W3a": 2.5, "W3b": 1.2}
+PEERS = {"W3b": ["numpy", "duckdb"]}          # else --peers
+FROM_FILE_TO_FILE = ("W3b",)
 MEMORY_BAR = 3.0        # a budget of a tenth of the input, against no limit
 
 
@@ -62,12 +65,14 @@ def peer(name: str, work: str, python: str) -> dict[str, Any]:
 def measure(work: str, args: argparse.Namespace) -> bool:
     """Alternate runs of one work; prints its table. Returns whether all checks agree."""
     warm(work)
-    ours(work, args.python, args.ranks, "keep")
+    end = "write" if work in FROM_FILE_TO_FILE else "keep"
+    peers = PEERS.get(work, args.peers)
+    ours(work, args.python, args.ranks, end)
     found: dict[str, list[dict[str, Any]]] = {}
     for i in range(args.reps):
-        runs = [("hpcmr", lambda: ours(work, args.python, args.ranks, "keep"))]
-        runs += [(p, lambda p=p: peer(p, work, args.peer_python)) for p in args.peers]
-        if i < args.published:
+        runs = [("hpcmr", lambda: ours(work, args.python, args.ranks, end))]
+        runs += [(p, lambda p=p: peer(p, work, args.peer_python)) for p in peers]
+        if i < args.published and end == "keep":
             runs.append(("hpcmr, published", lambda: ours(work, args.python, args.ranks, "write")))
         for name, go in runs:
             result = go()
@@ -75,7 +80,7 @@ def measure(work: str, args: argparse.Namespace) -> bool:
             with (ROOT / "results.jsonl").open("a") as f:
                 f.write(json.dumps({"name": name, "when": int(time.time()), **result}) + "\n")
     med = {name: {k: statistics.median(r[k] for r in rs) for k in ("seconds", "wall", "peak_mb")} for name, rs in found.items()}
-    best = min((med[p]["seconds"] for p in args.peers), default=float("nan"))
+    best = min((med[p]["seconds"] for p in peers), default=float("nan"))
     print(f"\n{work:5} {'':18} {'seconds':>8} {'faster peer /':>14} {'wall':>7} {'peak MB':>8}   runs")
     for name, m in sorted(med.items(), key=lambda i: i[1]["seconds"]):
         runs_s = " ".join(f"{r['seconds']:.2f}" for r in found[name])
