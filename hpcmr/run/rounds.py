@@ -34,6 +34,12 @@ class Shuffle:
         self._buffers = Buffers(max(0, ctx.available() // KEPT_SHARE))
 
     def round(self) -> None:
+        self.one_round()
+        pending = getattr(self.operator, "pending", None)
+        while pending is not None and int(self.world.allreduce(np.array([pending()], np.int64))[0]):
+            self.one_round()
+
+    def one_round(self) -> None:
         """Drain, seal, exchange, merge. Collective: yes; it begins with an `agree`, where a rank that failed joins."""
         with self.world.together("seal the state of a stage"):
             self.operator.drain()
