@@ -157,7 +157,7 @@ class Aggregate:
             return SLOTS_MIN
         if self.way == "radix":
             return dense_slots(distinct_keys(hashes))
-        wanted = 16 * len(np.unique(hashes)) if self.ctx.available() > LARGE_NBYTES else 0
+        wanted = 32 * len(np.unique(hashes)) if self.ctx.available() > LARGE_NBYTES else 0
         slots = SLOTS_MIN
         while slots < SLOTS_FIRST_MAX and load_limit(slots) < wanted:
             slots *= 2

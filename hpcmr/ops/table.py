@@ -333,11 +333,10 @@ class StringCounts(GroupTable):
 
         self.groups[3] = 0
         data = np.ascontiguousarray(blocks.data)
-        starts, ends = np.empty(2 * len(self.js), np.int64), np.empty(2 * len(self.js), np.int64)
         for at, end in zip(blocks.starts.tolist(), blocks.ends.tolist(), strict=True):
             stretch = 1 << 12
             while at < end:
-                at = count_words(data, at, end, starts, ends, self.encoded, self.places, self.jm, *self._tables())
+                at = count_words(data, at, end, self.encoded, self.places, self.jm, *self._tables())
                 if at < end and self.groups[1] == LONG_STRING:
                     at = self._words_with_long(data, at, end, stretch, blocks.text)
                     stretch *= 2              # where long words are common, longer and longer stretches are taken this way
