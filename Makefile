@@ -2,7 +2,7 @@
 #
 #   make demo       two jobs on four ranks: a word count, and statistics of particles
 #   make test       what is run before every change: one rank, 3 with Open MPI, 4 with MPICH, tests/comm on 2
-#   make test-all   1, 2, 3, 4 and 7 ranks with both MPIs
+#   make test-all   1, 2, 3, 4 and 7 ranks with both MPIs, the exchange on 64, and what takes gigabytes
 #   make check      lint, type and test: what .ci/run does
 #   make bench      measure against DuckDB and Polars (tests/bench/)
 

@@ -20,8 +20,34 @@ from typing import TYPE_CHECKING, Any
 from hpcmr._version import __version__
 
 if TYPE_CHECKING:
-    from hpcmr.api.aggregates import all, any, count, first, last, max, mean, min, std, sum, var
+    from hpcmr.api.aggregates import (
+        all,
+        any,
+        apply,
+        approx_count_distinct,
+        approx_quantile,
+        argmax,
+        argmin,
+        count,
+        count_distinct,
+        first,
+        fold,
+        last,
+        list,
+        max,
+        mean,
+        median,
+        min,
+        quantile,
+        std,
+        sum,
+        top_k,
+        var,
+    )
+    from hpcmr.api.expressions import col, lit, when
     from hpcmr.api.functions import batch, kernel
+    from hpcmr.api.iterate import iterate
+    from hpcmr.api.library import broadcast, gather, join, reduce_by_key, scatter, shuffle, sort
     from hpcmr.api.output import open
     from hpcmr.api.reading import from_arrays, read_hdf5, read_text
     from hpcmr.api.result import Result
@@ -29,8 +55,12 @@ if TYPE_CHECKING:
     from hpcmr.errors import HpcmrError
 
 _HOMES = {
-    "hpcmr.api.aggregates": ("all", "any", "count", "first", "last", "max", "mean", "min", "std", "sum", "var"),
+    "hpcmr.api.aggregates": ("all", "any", "apply", "approx_count_distinct", "approx_quantile", "argmax", "argmin", "count", "count_distinct",
+                             "first", "fold", "last", "list", "max", "mean", "median", "min", "quantile", "std", "sum", "top_k", "var"),
+    "hpcmr.api.expressions": ("col", "lit", "when"),
     "hpcmr.api.functions": ("batch", "kernel"),
+    "hpcmr.api.iterate": ("iterate",),
+    "hpcmr.api.library": ("broadcast", "gather", "join", "reduce_by_key", "scatter", "shuffle", "sort"),
     "hpcmr.api.output": ("open",),
     "hpcmr.api.reading": ("from_arrays", "read_hdf5", "read_text"),
     "hpcmr.api.result": ("Result",),
@@ -40,8 +70,10 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "HpcmrError", "Result", "Table", "__version__", "all", "any", "batch", "count", "first", "from_arrays", "kernel", "last",
-    "max", "mean", "min", "open", "read_hdf5", "read_text", "std", "sum", "var",
+    "HpcmrError", "Result", "Table", "__version__", "all", "any", "apply", "approx_count_distinct", "approx_quantile", "argmax", "argmin",
+    "batch", "broadcast", "col", "count", "count_distinct", "first", "fold", "from_arrays", "gather", "iterate", "join", "kernel", "last",
+    "list", "lit", "max", "mean", "median", "min", "open", "quantile", "read_hdf5", "read_text", "reduce_by_key", "scatter", "shuffle",
+    "sort", "std", "sum", "top_k", "var", "when",
 ]
 
 

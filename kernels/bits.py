@@ -223,3 +223,42 @@ def byte_mask(typing: Any, array: Any, index: Any, byte: Any) -> Any:
         return b.bitcast(b.icmp_unsigned("==", x, all_equal), _I64)
 
     return types.uint64(array, types.int64, types.uint8), emit
+
+
+def _peek(width: Any) -> Any:
+    return lambda ctx, b, sig, args: b.load(_address(b, args[0], width))
+
+
+def _poke(width: Any) -> Any:
+    def emit(ctx: Any, b: Any, sig: Any, args: Any) -> Any:
+        b.store(args[1], _address(b, args[0], width))
+        return ctx.get_dummy_value()
+
+    return emit
+
+
+@intrinsic
+def peek32(typing: Any, address: Any) -> Any:
+    """Four bytes at a machine address, which is a multiple of four."""
+    return types.uint32(types.int64), _peek(_I32)
+
+
+@intrinsic
+def peek16(typing: Any, address: Any) -> Any:
+    return types.uint16(types.int64), _peek(ir.IntType(16))
+
+
+@intrinsic
+def poke32(typing: Any, address: Any, value: Any) -> Any:
+    """Write four bytes at a machine address, which is a multiple of four."""
+    return types.void(types.int64, types.uint32), _poke(_I32)
+
+
+@intrinsic
+def poke16(typing: Any, address: Any, value: Any) -> Any:
+    return types.void(types.int64, types.uint16), _poke(ir.IntType(16))
+
+
+@intrinsic
+def poke8(typing: Any, address: Any, value: Any) -> Any:
+    return types.void(types.int64, types.uint8), _poke(_I8)

@@ -32,7 +32,7 @@ from numba.core.errors import TypingError
 from numba.extending import overload
 
 from hpcmr.kernels.cache import cache_root, source_digest
-from hpcmr.kernels.rewrite import FOLD_SOURCE, Column, KernelTrouble, definition, driver_of, ours, statements
+from hpcmr.kernels.rewrite import FOLD_SOURCE, SCAN_SOURCE, Column, KernelTrouble, definition, driver_of, group_source, ours, statements
 
 # User code is checked: an index out of range or a division by zero is an error with a record number, never a wild read.
 OPTIONS = {"nogil": True, "boundscheck": True, "error_model": "python"}
@@ -266,8 +266,12 @@ def build(fn: Callable[..., Any], columns: tuple[Column, ...], outputs: tuple[Co
     return Driver(_compiled(fn, tree, names, signature), inputs, outputs)
 
 
-def build_fold(fn: Callable[..., Any], dtype: str) -> Driver:
-    """The driver of a fold ``f(a, b)`` over groups of scalars of `dtype`."""
+def build_fold(fn: Callable[..., Any], dtype: str, running: bool = False) -> Driver:
+    """The driver of a fold ``f(a, b)`` over groups of scalars of `dtype`.
+
+    With `running` that of a scan: every value on the way goes to `out`, `order` is not looked at, and `starts` is empty where `slot` does
+    not hold a value to begin with.
+    """
     node = definition(fn)
     if len(node.args.args) != 2:
         raise KernelTrouble(f"a fold is f(a, b); this one takes ({', '.join(a.arg for a in node.args.args)})", node.lineno)
@@ -275,8 +279,22 @@ def build_fold(fn: Callable[..., Any], dtype: str) -> Driver:
     signature = types.int64(index, index, _array(dtype, 1, True), _array(dtype, 1, False), _array(dtype, 1, False), _array("int64", 1, False))
     column = Column("value", dtype)
     node.name = "user"
-    tree = ast.Module([node, *statements(FOLD_SOURCE, node)], [])
+    tree = ast.Module([node, *statements(SCAN_SOURCE if running else FOLD_SOURCE, node)], [])
     return Driver(_compiled(fn, tree, _zeros((column,)), signature), (column,), (column,))
+
+
+def build_group(fn: Callable[..., Any], columns: tuple[Column, ...], dtype: str) -> Driver:
+    """The driver of a function of arrays, one for each of `columns`, over groups: ``run(starts, *values, out, state)``."""
+    node = definition(fn)
+    arguments = [a.arg for a in node.args.args]
+    if len(arguments) != len(columns) or node.args.vararg or node.args.kwarg or node.args.kwonlyargs or fn.__defaults__:
+        raise KernelTrouble(f"it takes ({', '.join(arguments)}) and is given {len(columns)} array{'s' if len(columns) > 1 else ''}", node.lineno)
+    index, out = _array("int64", 1, True), Column("value", dtype)
+    values = [_array(c.dtype, 1 + len(c.shape), True) for c in columns]
+    signature = types.int64(index, *values, _array(dtype, 1, False), _array("int64", 1, False))
+    node.name = "user"
+    tree = ast.Module([node, *statements(group_source(len(columns)), node)], [])
+    return Driver(_compiled(fn, tree, _zeros((out,)), signature), columns, (out,))
 
 
 def _compiled(fn: Callable[..., Any], tree: ast.Module, names: dict[str, Any], signature: Any) -> Any:

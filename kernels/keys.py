@@ -128,6 +128,21 @@ def encode_float(values, words, width, at, hashes):
         hashes[i] = fold(hashes[i], w)
 
 
+@kernel("void(Array(boolean, 1, 'C', readonly=True), uint64[::1], int64, int64, int64, Array(uint64, 1, 'C', readonly=True), uint64[::1])")
+def encode_nulls(valid, words, width, at, count, before, hashes):
+    """The null word, at ``at - 1``, of an encoded column of `count` words; nulls become zeros, folded into the hashes `before` the column."""
+    for i in range(valid.size):
+        o = i * width + at
+        words[o - 1] = U(0)
+        if not valid[i]:
+            words[o - 1] = U(1)
+            h = before[i]
+            for k in range(count):
+                words[o + k] = U(0)
+                h = fold(h, U(0))
+            hashes[i] = h
+
+
 @kernel("void(uint64[::1], int64, int64, int64, float64[::1])")
 def decode_float(words, width, at, n, out):
     for i in range(n):

@@ -317,3 +317,37 @@ FOLD_SOURCE = f"""def drive(order, starts, values, out, slot, state):
         out[g] = slot[0]
     return starts.shape[0] - 1
 """
+
+
+def group_source(columns: int) -> str:
+    """The driver of a function of arrays over groups of sorted rows; groups without rows are passed over."""
+    names = [f"c{i}" for i in range(columns)]
+    return f"""def drive(starts, {', '.join(names)}, out, state):
+    for g in range(starts.shape[0] - 1):
+        a = starts[g]
+        b = starts[g + 1]
+        if a < b:
+            state[{ROW}] = g
+            v = user({', '.join(f'{n}[a:b]' for n in names)})
+            if not fits(v, Z0):
+                state[{FLAG}] = {NO_FIT_RANGE}
+                return g
+            out[g] = v
+    return starts.shape[0] - 1
+"""
+
+
+SCAN_SOURCE = f"""def drive(order, starts, values, out, slot, state):
+    for j in range(values.shape[0]):
+        if j == 0 and starts.shape[0] == 0:
+            slot[0] = values[0]
+        else:
+            state[{ROW}] = j
+            v = user(slot[0], values[j])
+            if not fits(v, Z0):
+                state[{FLAG}] = {NO_FIT_RANGE}
+                return j
+            slot[0] = v
+        out[j] = slot[0]
+    return values.shape[0]
+"""

@@ -38,16 +38,29 @@ def insertion_sort(A, a, n):
 
 
 @inner
-def merge_sort(A, a, n):
-    """Slow and sure."""
-    keys = np.empty(n, np.uint64)
-    for i in range(n):
-        keys[i] = A[2 * (a + i)]
-    order = np.argsort(keys, kind="mergesort")
-    copy = A[2 * a:2 * (a + n)].copy()
-    for i in range(n):
-        A[2 * (a + i)] = copy[2 * order[i]]
-        A[2 * (a + i) + 1] = copy[2 * order[i] + 1]
+def merge_sort(A, a, n, spare):
+    """Bottom up, from runs of 16: for values that cluster. n <= SMALL."""
+    for i in range(0, n, 16):
+        insertion_sort(A, a + i, min(16, n - i))
+    width = 16
+    while width < n:
+        for i in range(2 * n):
+            spare[i] = A[2 * a + i]
+        for lo in range(0, n, 2 * width):
+            mid = min(lo + width, n)
+            end = min(lo + 2 * width, n)
+            i = lo
+            j = mid
+            for q in range(a + lo, a + end):
+                if i < mid and (j >= end or spare[2 * i] <= spare[2 * j]):
+                    A[2 * q] = spare[2 * i]
+                    A[2 * q + 1] = spare[2 * i + 1]
+                    i += 1
+                else:
+                    A[2 * q] = spare[2 * j]
+                    A[2 * q + 1] = spare[2 * j + 1]
+                    j += 1
+        width *= 2
 
 
 @inner
@@ -83,53 +96,76 @@ def sort_bucket(A, a, n, spare, counts):
         for i in range(2 * n):
             A[2 * a + i] = spare[i]
         if most > 64 and sh != U(0):
-            merge_sort(A, a, n)
+            merge_sort(A, a, n, spare)
             return
         if sh == U(0):
             return
     insertion_sort(A, a, n)
 
 
-@kernel(f"void({_P}, int64, {_P}, {_P}, int64[::1])")
-def sort_pairs(B, n, A, spare, counts):
-    """Pairs of B, sorted by word, to A. spare: 2 * SMALL words; counts: COUNTS."""
-    if n == 0:
-        return
-    lo = B[0]
+@inner
+def spread_pairs(B, A, a, n, starts):
+    """Pairs a .. a + n - 1 of B to the same places of A, by the most significant bits of word - least word.
+
+    starts: 2^14 + 2; bucket b becomes ``starts[b] .. starts[b + 1] - 1``. Returns the number of buckets, negative if each holds equal words.
+    """
+    lo = B[2 * a]
     hi = lo
-    for i in range(n):
+    for i in range(a, a + n):
         lo = min(lo, B[2 * i])
         hi = max(hi, B[2 * i])
     span = 64 - clz(hi - lo) if hi > lo else 0
     bits = min(max(64 - clz(U(n)) - 8, 0), min(span, BUCKET_BITS_MAX))
+    size = I(1) << bits
     if bits == 0:                             # all equal, or few: one bucket
-        for i in range(2 * n):
+        for i in range(2 * a, 2 * (a + n)):
             A[i] = B[i]
-        if span > 0:
-            sort_bucket(A, 0, n, spare, counts)
-        return
+        starts[0] = a
+        starts[1] = a + n
+        return -size if span == 0 else size
     sh = U(span - bits)
-    starts = np.zeros((1 << bits) + 2, np.int64)
-    for i in range(n):
+    starts[:size + 2] = 0
+    starts[1] = a
+    for i in range(a, a + n):
         starts[I((B[2 * i] - lo) >> sh) + 2] += 1
-    for q in range(1 << bits):
+    for q in range(size):
         starts[q + 2] += starts[q + 1]
-    for i in range(n):
+    for i in range(a, a + n):
         x = B[2 * i]
         b = I((x - lo) >> sh) + 1
         q = starts[b]
         starts[b] = q + 1
         A[2 * q] = x
         A[2 * q + 1] = B[2 * i + 1]
-    if sh == U(0):
+    starts[0] = a
+    return -size if sh == U(0) else size
+
+
+@kernel(f"void({_P}, int64, {_P}, {_P}, int64[::1])")
+def sort_pairs(B, n, A, spare, counts):
+    """Pairs of B, sorted by word, to A; B is overwritten. spare: 2 * SMALL words; counts: COUNTS."""
+    if n == 0:
         return
-    for b in range(1 << bits):
-        a = starts[b]
-        m = starts[b + 1] - a
-        if m > SMALL:
-            merge_sort(A, a, m)
-        elif m > 1:
-            sort_bucket(A, a, m, spare, counts)
+    starts = np.empty((1 << BUCKET_BITS_MAX) + 2, np.int64)
+    todo = np.empty(2 * (n // SMALL + 2), np.int64)          # stretches that are in B and have more than SMALL pairs, or the first one
+    todo[0] = 0
+    todo[1] = n
+    top = 1
+    while top > 0:
+        top -= 1
+        a = todo[2 * top]
+        size = spread_pairs(B, A, a, todo[2 * top + 1], starts)
+        for b in range(size):
+            a = starts[b]
+            m = starts[b + 1] - a
+            if m > SMALL:
+                for i in range(2 * a, 2 * (a + m)):
+                    B[i] = A[i]
+                todo[2 * top] = a
+                todo[2 * top + 1] = m
+                top += 1
+            elif m > 1:
+                sort_bucket(A, a, m, spare, counts)
 
 
 @kernel(f"int64(int64[::1], int64[::1], int64, int64, {_P})")
@@ -147,6 +183,93 @@ def gather_pairs(addresses, rows, stride, payload, B):
             at += stride
             n += 1
     return n
+
+
+@kernel(f"boolean(int64[::1], int64[::1], int64, int64, uint64, int64, int64, int64, {_P}, int64[::1])")
+def fill_buckets(addresses, rows, stride, payload, lo, shift, size, room, A, fill):
+    """What `gather_pairs` gives, stably into buckets ``(word - lo) >> shift`` of `room` pairs each; False if that is not enough for one.
+
+    No row is counted before, so the rows are read once. For words that are spread evenly. A: 2 * room * size words.
+    """
+    fill[:size] = 0
+    sh = U(shift)
+    top = U(size - 1)
+    pitch = U(2 * room)
+    for s in range(addresses.size):
+        at = addresses[s]
+        for _ in range(rows[s]):
+            x = peek64(at)
+            b = min((x - lo) >> sh, top)
+            f = fill[b]
+            if f == room:
+                return False
+            fill[b] = f + 1
+            o = b * pitch + U(2 * f)
+            A[o] = x
+            A[o + U(1)] = U(at) if payload < 0 else peek64(at + 8 * payload)
+            at += stride
+    return True
+
+
+@inner
+def sort_bucket_out(A, o, m, lo, shift, counts, W, Q, pos):
+    """m pairs from word o of A on, sorted, to W (words) and Q (payload) from pos on. Word - lo has at most `shift` bits.
+
+    A counting pass on the first bits makes places of one word each, about; an insertion sort does the rest.
+    """
+    sh = U(0)
+    if m > 12:
+        bits = min(64 - clz(U(m - 1)), shift)
+        sh = U(shift - bits)
+        size = 1 << bits
+        for q in range(size + 1):
+            counts[q] = 0
+        for i in range(m):
+            counts[((A[o + U(2 * i)] - lo) >> sh) + U(1)] += np.uint16(1)
+        below = np.uint16(0)
+        for q in range(size):
+            below += counts[q + 1]
+            counts[q + 1] = below
+        for i in range(m):
+            x = A[o + U(2 * i)]
+            b = (x - lo) >> sh
+            q = counts[b]
+            counts[b] = q + np.uint16(1)
+            W[U(pos) + U(q)] = x
+            Q[U(pos) + U(q)] = A[o + U(2 * i + 1)]
+        if sh == U(0):
+            return
+    else:
+        for i in range(m):
+            W[U(pos + i)] = A[o + U(2 * i)]
+            Q[U(pos + i)] = A[o + U(2 * i + 1)]
+    most = W[U(pos)]
+    for i in range(pos + 1, pos + m):
+        x = W[U(i)]
+        if x < most:
+            y = Q[U(i)]
+            j = i - 1
+            while j >= pos and W[U(j)] > x:
+                W[U(j + 1)] = W[U(j)]
+                Q[U(j + 1)] = Q[U(j)]
+                j -= 1
+            W[U(j + 1)] = x
+            Q[U(j + 1)] = y
+        else:
+            most = x
+
+
+@kernel(f"void({_P}, int64[::1], int64, int64, uint64, int64, uint16[::1], uint64, {_P}, {_P})")
+def empty_buckets(A, fill, size, room, lo, shift, counts, turn, W, Q):
+    """Buckets of `fill_buckets`, sorted: words, turned by `turn`, to W and payload to Q. counts: twice `room` + 2."""
+    pos = 0
+    for b in range(size):
+        m = fill[b]
+        if m > 0:
+            sort_bucket_out(A, U(2 * room) * U(b), m, lo + (U(b) << U(shift)), shift, counts, W, Q, pos)
+            for i in range(pos, pos + m):
+                W[U(i)] ^= turn
+            pos += m
 
 
 @inner
@@ -187,6 +310,40 @@ def order_long(A, a, m, k, long_starts, long_ends, long_data):
         width *= 2
 
 
+@inner
+def sort_groups_by_word(A, groups, k, spare, spare_small, counts, starts):
+    """Sort the pairs of each group ``starts[g] .. starts[g + 1] - 1`` by word k of their rows, whose addresses are their payload."""
+    for g in range(groups):
+        a = starts[g]
+        m = starts[g + 1] - a
+        if m == 1:
+            continue
+        for i in range(a, a + m):
+            A[2 * i] = peek64(I(A[2 * i + 1]) + 8 * k)
+        if m <= SMALL:
+            sort_bucket(A, a, m, spare_small, counts)
+        else:
+            for i in range(2 * m):
+                spare[i] = A[2 * a + i]
+            sort_pairs(spare, m, A[2 * a:2 * (a + m)], spare_small, counts)
+
+
+@inner
+def split_groups(A, groups, starts):
+    """Groups of equal words within the groups: `starts` becomes theirs. Returns their number."""
+    bounds = starts[:groups + 1].copy()
+    refined = 0
+    for g in range(groups):
+        starts[refined] = bounds[g]
+        refined += 1
+        for i in range(bounds[g] + 1, bounds[g + 1]):
+            if A[2 * i] != A[2 * i - 2]:
+                starts[refined] = i
+                refined += 1
+    starts[refined] = bounds[groups]
+    return refined
+
+
 @kernel(f"int64({_P}, int64, int64, int64[::1], int64[::1], int64[::1], uint8[::1], {_P}, {_P}, int64[::1], int64[::1])")
 def order_ties(A, n, K, string_ends, long_starts, long_ends, long_data, spare, spare_small, counts, starts):
     """Finish an order by first words: sort ties by words 1 .. K - 1, read at the rows' addresses (payload).
@@ -194,36 +351,14 @@ def order_ties(A, n, K, string_ends, long_starts, long_ends, long_data, spare, s
     `string_ends[k]`: word k ends a string; equal marks of long strings are ordered by their bytes. starts: n + 1; becomes the
     first pair of each group of equal keys. Returns the number of groups. The words of A are left in disorder.
     """
-    groups = 0
-    for i in range(n):
-        if i == 0 or A[2 * i] != A[2 * i - 2]:
-            starts[groups] = i
-            groups += 1
-    starts[groups] = n
+    starts[0] = 0
+    starts[1] = n
+    groups = split_groups(A, 1 if n else 0, starts)
     for k in range(1, K):
-        refined = 0
-        bounds = starts[:groups + 1].copy()
-        for g in range(groups):
-            a = bounds[g]
-            m = bounds[g + 1] - a
-            starts[refined] = a
-            refined += 1
-            if m == 1:
-                continue
-            for i in range(a, a + m):
-                A[2 * i] = peek64(I(A[2 * i + 1]) + 8 * k)
-            if m <= SMALL:
-                sort_bucket(A, a, m, spare_small, counts)
-            else:
-                for i in range(2 * m):
-                    spare[i] = A[2 * a + i]
-                sort_pairs(spare, m, A[2 * a:2 * (a + m)], spare_small, counts)
-            if string_ends[k] != 0:
-                order_long(A, a, m, k, long_starts, long_ends, long_data)
-            for i in range(a + 1, a + m):
-                if A[2 * i] != A[2 * i - 2]:
-                    starts[refined] = i
-                    refined += 1
-        groups = refined
-        starts[groups] = n
+        sort_groups_by_word(A, groups, k, spare, spare_small, counts, starts)
+        if string_ends[k] != 0:
+            for g in range(groups):
+                if starts[g + 1] - starts[g] > 1:
+                    order_long(A, starts[g], starts[g + 1] - starts[g], k, long_starts, long_ends, long_data)
+        groups = split_groups(A, groups, starts)
     return groups

@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 
-from tests.support.launch import ROOT, check, needs_launcher, run_job
+from tests.support.launch import ROOT, check, needs_launcher, run_job, run_ranks
 
 EXAMPLES = ROOT / "examples"
 ROWS = 20_000
@@ -91,3 +91,27 @@ def test_particle_statistics(tmp_path: Path, snapshot: Path) -> None:
 def test_three_speeds(tmp_path: Path, snapshot: Path, speed: str) -> None:
     found = run(EXAMPLES / "three_speeds/job.py", tmp_path / "shells", 2, f"input={snapshot}", f"speed={speed}")
     assert {r["shell"]: (r["n"], r["energy"]) for r in found} == twin("three_speeds").shells(snapshot)
+
+
+@needs_launcher
+@pytest.mark.parametrize("k", [12])
+def test_kmeans(tmp_path: Path, k: int) -> None:
+    twin("kmeans", "generate").generate(tmp_path / "points.h5", ROWS)
+    found = run(EXAMPLES / "kmeans/kmeans.py", tmp_path / "clusters", 3, f"input={tmp_path / 'points.h5'}", f"k={k}")
+    assert {r["cluster"]: (r["n"], r["x"], r["y"]) for r in found} == twin("kmeans").kmeans(tmp_path / "points.h5", k)
+
+
+@needs_launcher
+@pytest.mark.parametrize("n", [1, 3])
+def test_in_situ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n: int) -> None:
+    import h5py
+
+    monkeypatch.syspath_prepend(EXAMPLES / "in_situ")
+    words = ["--particles", "3000", "--steps", "12", "--every", "4", "--out", tmp_path / "maps.h5"]
+    check(run_ranks([EXAMPLES / "in_situ/simulation.py", *words], n=n, timeout_s=120))
+    with h5py.File(tmp_path / "maps.h5") as file:
+        found = {int(name[5:]): {row[0]: row[1:] for row in zip(*(group[c][:].tolist() for c in ("cell", "n", "mass", "energy")), strict=True)}
+                 for name, group in file.items()}
+    assert found == twin("in_situ").maps(3000, 12, 4)
+    assert len(found) == 3
+    assert all(list(cells) == sorted(cells) for cells in found.values())

@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from hpcmr.data.source import Split
 from hpcmr.errors import HpcmrError, Refused
+from hpcmr.ops.hold import Kept
 from hpcmr.ops.outlet import OutletContext
 from hpcmr.ops.write import Write
 from hpcmr.plan.fingerprint import inputs_digest
-from hpcmr.plan.nodes import Node, Read, chain
+from hpcmr.plan.nodes import Node
+from hpcmr.plan.stages import inputs_of
 from hpcmr.store.manifest import Manifest
 from hpcmr.store.publish import check_free, existing
 
@@ -55,11 +58,11 @@ class Publish(Write):
             return f"written by {_job_of(made)} with another plan"
         if made.writer.get("code") != told["code"]:
             return "written by this job before its code was changed"
-        first = chain(self.node)[0]
-        assert isinstance(first, Read)
-        if getattr(first.source, "distributed", False):
-            return "and whether rows in memory are the same as then cannot be told"
-        _, splits = first.source.survey()
+        splits: list[Split] = []
+        for found in inputs_of(self.node):
+            if found.splits is None if isinstance(found, Kept) else getattr(found.source, "distributed", False):
+                return "and whether rows in memory are the same as then cannot be told"
+            splits += found.splits or () if isinstance(found, Kept) else found.source.survey()[1]
         if made.writer.get("inputs_digest") != inputs_digest(splits):
             return "written by this job before its input was changed"
         return None

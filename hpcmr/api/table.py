@@ -2,7 +2,7 @@
 
 A table is the last node of a plan, and the communicator of the ranks that take part. It holds no rows; each operation makes a
 new table. Actions go through the session of `hpcmr.run`. The verbs stand in files by kind: `row_verbs`, `wide_verbs`,
-`shape_verbs`, `actions`; where tables come from is `reading`.
+`shape_verbs`, `order_verbs`, `actions`; where tables come from is `reading`.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ import os
 
 from hpcmr.api.actions import Actions
 from hpcmr.api.base import where
+from hpcmr.api.order_verbs import OrderVerbs
 from hpcmr.api.row_verbs import RowVerbs
 from hpcmr.api.shape_verbs import ShapeVerbs
 from hpcmr.api.wide_verbs import WideVerbs
 from hpcmr.plan.nodes import Read
 
 
-class Table(RowVerbs, WideVerbs, ShapeVerbs, Actions):
+class Table(RowVerbs, WideVerbs, ShapeVerbs, OrderVerbs, Actions):
     """A lazy table; made by `read_text`, `read_hdf5` and `from_arrays`, not by hand.
 
     Operations return new tables and read nothing. Actions (`write_hdf5`, `collect`, `head`, `reduce`) read; every rank calls them.

@@ -52,7 +52,8 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--set", action="append", default=[], dest="settings", metavar="KEY=VALUE",
                         help="set a key of the job file, or a parameter of the job")
     parser.add_argument("--run-dir", metavar="DIR", help="folder of this run (default: hpcmr-runs/<name>-<hash of SPEC and --set>)")
-    parser.add_argument("--memory", metavar="SIZE", help="memory for each rank, for example 4GiB or 500M")
+    parser.add_argument("--memory", metavar="SIZE", help="memory for each rank, for example 4GiB or 500M (default: a share of what the node grants)")
+    parser.add_argument("--scratch", metavar="DIR", help="folder on each node for what does not fit in memory (default: Slurm's for the job, $TMPDIR)")
     parser.add_argument("--explain", action="store_true", help="print the plan and run nothing")
     parser.add_argument("--fresh", action="store_true", help="discard what an earlier run left: its run directory and its outputs")
     loud = parser.add_mutually_exclusive_group()
@@ -112,7 +113,7 @@ def _session(order: Order, args: argparse.Namespace, world: World) -> tuple[Sess
     outputs = outputs_of(order.params)
     ctx = JobContext(world, order.name, order.params, order.run_dir, outputs)
     session = Session(world, order.run_dir, args.memory, ctx.seed, order.params, name=order.name,
-                      progress=None if args.quiet else Progress(), command_line=True)
+                      progress=None if args.quiet else Progress(), command_line=True, scratch=args.scratch)
     session.fresh = args.fresh
     return session, ctx
 

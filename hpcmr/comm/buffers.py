@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hpcmr.data.memory import small_pages
+
 _UNUSED = 3        # references to a free buffer: the pool's list, the loop variable, getrefcount's argument
 
 
@@ -34,7 +36,7 @@ class Buffers:
         items = n * int(np.prod(shape, dtype=np.int64))
         nbytes = items * kind.itemsize
         if nbytes == 0 or self.limit_nbytes == 0:
-            return np.empty((n, *shape), kind)
+            return small_pages(items, kind).reshape((n, *shape))
         return self._bytes(nbytes)[:nbytes].view(kind).reshape((n, *shape))
 
     def _bytes(self, nbytes: int) -> NDArray[np.uint8]:
@@ -44,7 +46,7 @@ class Buffers:
                 best = buffer
         if best is not None and len(best) <= 4 * nbytes + (1 << 20):
             return best
-        fresh = np.empty(nbytes, np.uint8)
+        fresh = small_pages(nbytes)
         if self.nbytes + nbytes > self.limit_nbytes:
             self.clear()
         if self.nbytes + nbytes <= self.limit_nbytes:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,7 @@ from hpcmr.errors import ConservationError, HpcmrError
 ROUND_NBYTES = 64 << 20
 LENGTH_TYPES = (np.uint8, np.uint16, np.uint32, np.int64)
 Counts = NDArray[np.int64]
+T = TypeVar("T")
 
 
 class Exchange:
@@ -209,22 +210,32 @@ def exchange(world: World, part: Partitioned, bounds: Counts, round_nbytes: int 
     if world.size == 1 and not copy_self and check_bounds(bounds, part.count, 1) is None:
         return [part] if part.batch.nrows else []
     plan = _Plan(world, part, np.asarray(bounds, np.int64), copy_self)
-    call = Stats()
-    with world.together("make room for an exchange"):
-        streams = plan.streams(buffers or Buffers(), take)
-    travel(world, streams, round_nbytes, call, "exchange")
-    call.rows_sent, call.rows_received = part.batch.nrows, int(plan.partition_rows.sum())
-    pieces: list[Partitioned] = []
-    error: BaseException | None = None
-    try:
-        plan.check()
-        pieces = plan.received()
-    except (Exception, KeyboardInterrupt) as e:
-        error = e
-    conserve(world, call, error, "exchange")
-    if stats is not None:
-        add_stats(stats, call)
-    return pieces
+    return plan.execute(_Plan.received, round_nbytes, buffers or Buffers(), take, stats)
+
+
+@collective
+def exchange_ranges(world: World, batch: Batch, counts: Counts, *, round_nbytes: int = ROUND_NBYTES,
+                    take: Callable[[int], None] | None = None) -> Batch:
+    """Send the first ``counts[0]`` rows to rank 0, the next to rank 1 and so on; return what comes, in rank order of the sources, as one batch.
+
+    Parameters
+    ----------
+    world : World
+    batch : Batch
+        Of the same schema on every rank. It is sent from where it lies, without a copy.
+    counts : (size,) int64
+        Rows for each rank; they add up to the batch's.
+    round_nbytes, take
+        As in `exchange`.
+
+    Notes
+    -----
+    Cost: that of `exchange`.
+    """
+    with world.together("cut rows by rank"):
+        part = Partitioned(batch, ends_of(counts))
+    plan = _Plan(world, part, np.arange(world.size + 1, dtype=np.int64), True)
+    return plan.execute(_Plan.whole, round_nbytes, Buffers(), take, None)
 
 
 class _Plan:
@@ -290,6 +301,26 @@ class _Plan:
             for child in node.children:
                 child.recvcounts = node.recvbytes
 
+    def execute(self, result: Callable[[_Plan], T], round_nbytes: int, buffers: Buffers, take: Callable[[int], None] | None,
+                stats: Stats | None) -> T:
+        """Move everything, check it, and make a result of it. Collective."""
+        call = Stats()
+        with self.world.together("make room for an exchange"):
+            streams = self.streams(buffers, take)
+        travel(self.world, streams, round_nbytes, call, "exchange")
+        call.rows_sent, call.rows_received = self.part.batch.nrows, int(self.partition_rows.sum())
+        made: Any = None
+        error: BaseException | None = None
+        try:
+            self.check()
+            made = result(self)
+        except (Exception, KeyboardInterrupt) as e:
+            error = e
+        conserve(self.world, call, error, "exchange")
+        if stats is not None:
+            add_stats(stats, call)
+        return made  # type: ignore[no-any-return]
+
     def streams(self, buffers: Buffers, take: Callable[[int], None] | None) -> list[Stream]:
         if take is not None:
             take(self._recv_nbytes())
@@ -340,6 +371,10 @@ class _Plan:
         if (rows != planned).any() or (self.partition_rows < 0).any():
             raise ConservationError(f"rank {rank} received {planned.tolist()} rows, but partitions of {rows.tolist()}; {DEFECT}")
 
+    def whole(self) -> Batch:
+        """All that came, own rows among them."""
+        return Batch({c.name: _decode(c) for c in self.columns}, int(self.partition_rows.sum()))
+
     def received(self) -> list[Partitioned]:
         first = int(self.bounds[self.world.rank])
         whole = {c.name: _decode(c) for c in self.columns}
@@ -384,4 +419,4 @@ def _decode(node: _Node) -> Column:
     return ListColumn(offsets[:-1], offsets[1:], _decode(node.children[0]), node.mask)
 
 
-__all__ = ["Buffers", "Exchange", "Stats", "exchange"]
+__all__ = ["Buffers", "Exchange", "Stats", "exchange", "exchange_ranges"]

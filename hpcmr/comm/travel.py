@@ -54,13 +54,23 @@ class Stats:
 
 @dataclass
 class Stream:
-    """Bytes to and from each rank: ``sendcounts, recvcounts (size,) int64`` in bytes. Our own part is copied if `recvcounts` has it, else stays."""
+    """Bytes to and from each rank: ``sendcounts, recvcounts (size,) int64`` in bytes. Our own part is copied if `recvcounts` has it, else stays.
+
+    What is sent lies one behind the other; what is received does, too, or goes to ``recvdispls (size,) int64``.
+    """
 
     name: str
     send: Bytes
     sendcounts: NDArray[np.int64]
     recv: Bytes
     recvcounts: NDArray[np.int64]
+    recvdispls: NDArray[np.int64] | None = None
+
+    def places(self, outgoing: bool) -> tuple[Bytes, NDArray[np.int64], NDArray[np.int64]]:
+        """Buffer, counts and displacements of one direction."""
+        if outgoing:
+            return self.send, self.sendcounts, displs_of(self.sendcounts)
+        return self.recv, self.recvcounts, displs_of(self.recvcounts) if self.recvdispls is None else self.recvdispls
 
 
 def as_bytes(array: NDArray[Any]) -> Bytes:
@@ -79,11 +89,10 @@ class _Message:
 
 def _messages(streams: list[Stream], rank: int, size: int, limit: int, outgoing: bool) -> Iterator[_Message]:
     for s in streams:
-        buffer, counts = (s.send, s.sendcounts) if outgoing else (s.recv, s.recvcounts)
-        displs = displs_of(counts).tolist()
+        buffer, counts, displs = s.places(outgoing)
         for dest, source in partners(rank, size):
             peer = dest if outgoing else source
-            for a, b in fragments(displs[peer], int(counts[peer]), limit):
+            for a, b in fragments(int(displs[peer]), int(counts[peer]), limit):
                 yield _Message(buffer[a:b], peer, outgoing)
 
 
@@ -91,8 +100,7 @@ def _own_parts(streams: list[Stream], rank: int) -> Iterator[tuple[Bytes, Bytes]
     for s in streams:
         if s.recvcounts[rank] == 0:
             continue
-        there = int(displs_of(s.recvcounts)[rank])
-        here = int(displs_of(s.sendcounts)[rank])
+        there, here = int(s.places(False)[2][rank]), int(s.places(True)[2][rank])
         for a, b in fragments(0, int(s.recvcounts[rank]), SELF_COPY_NBYTES):
             yield s.recv[there + a:there + b], s.send[here + a:here + b]
 
@@ -139,9 +147,22 @@ def travel(world: World, streams: list[Stream], round_nbytes: int, stats: Stats,
     """
     own = _own_parts(streams, world.rank)
     if isinstance(world, MpiWorld):
-        _between_ranks(world, streams, round_nbytes, stats, own, what)
+        way = _between_ranks
+        if world.node_count > 1 and _takes_leaders(world, streams):
+            from hpcmr.comm.leaders import travel_through_leaders as way
+        way(world, streams, round_nbytes, stats, own, what)
     for there, here in own:
         np.copyto(there, here)
+
+
+def _takes_leaders(world: MpiWorld, streams: list[Stream]) -> bool:
+    """The same answer on all ranks. Collective, where ranks and nodes leave a choice."""
+    from hpcmr.comm.leaders import worth_leaders
+
+    if world.leaders is not None or not worth_leaders(world.size, world.node_count, 0):
+        return bool(world.leaders)
+    nbytes = world.allreduce(np.array([sum(int(s.sendcounts.sum()) for s in streams)], np.int64))
+    return worth_leaders(world.size, world.node_count, int(nbytes[0]))
 
 
 def _between_ranks(world: MpiWorld, streams: list[Stream], round_nbytes: int, stats: Stats, own: Iterator[tuple[Bytes, Bytes]], what: str) -> None:

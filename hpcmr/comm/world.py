@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
 T = TypeVar("T")
+WINDOW_NBYTES = 16 << 20     # memory that the ranks of a node share where they send through their leader
 CHUNK_NBYTES = 1 << 30       # objects travel in pieces below 2^31 bytes
 TAG_OBJECT, TAG_HERE = 31001, 31002
 HERE_GRACE_S = 3.0           # how long ranks that gave up waiting collect the names of the others
@@ -155,6 +156,11 @@ class World:
         return [obj]
 
     @collective
+    def allgather_bytes(self, raw: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The bytes of all ranks, one rank's behind the other's, on every rank."""
+        return raw
+
+    @collective
     def gather(self, obj: T, root: int = 0) -> list[T] | None:
         """The objects of all ranks, in rank order, on rank `root`; None elsewhere."""
         return [obj]
@@ -246,20 +252,43 @@ class World:
 
 
 class MpiWorld(World):
-    """Ranks of an MPI communicator. Made by `World.of` only."""
+    """Ranks of an MPI communicator. Made by `World.of`.
+
+    Parameters
+    ----------
+    users : mpi4py.MPI.Comm
+    node : int, optional
+        For tests: a number that ranks of one pretended node have in common; they must be able to share memory. None: nodes as they are.
+    leaders : bool, optional
+        Whether exchanges go through node leaders; None: by the rule of `hpcmr.comm.leaders.worth_leaders`.
+
+    Attributes
+    ----------
+    node_of : (size,) int64
+        Node of each rank; nodes are numbered by their lowest rank.
+    """
 
     comm: MPI.Comm
 
-    def __init__(self, users: MPI.Comm) -> None:
+    def __init__(self, users: MPI.Comm, *, node: int | None = None, leaders: bool | None = None) -> None:
         super().__init__()
+        self.leaders = leaders
+        self._window: Any = None
+        self._shared = np.zeros(0, np.uint8)
         self._mpi = mpi_module()
         self.comm = users.Dup()
         self.comm.Set_errhandler(self._mpi.ERRORS_RETURN)
         self.rank, self.size = self.comm.Get_rank(), self.comm.Get_size()
-        self._node_comm = self.comm.Split_type(self._mpi.COMM_TYPE_SHARED, key=self.rank)
+        self._node_comm = (self.comm.Split_type(self._mpi.COMM_TYPE_SHARED, key=self.rank) if node is None
+                           else self.comm.Split(node, self.rank))
         self._node_comm.Set_errhandler(self._mpi.ERRORS_RETURN)
         self.node_rank, self.node_size = self._node_comm.Get_rank(), self._node_comm.Get_size()
-        self.node_count = int(self.allreduce(np.array([self.node_rank == 0], np.int64))[0])
+        first = np.array([self.rank], np.int64)
+        self.wait(self._node_comm.Ibcast(first, 0), "number the nodes")
+        leader = np.zeros(self.size, np.int64)
+        self.wait(self.comm.Iallgather(first, leader), "number the nodes")
+        lowest, self.node_of = np.unique(leader, return_inverse=True)
+        self.node_count = len(lowest)
 
     def spans(self, comm: MPI.Comm) -> bool:
         """Whether `comm` has the ranks of this world, in the same order. Not collective."""
@@ -267,6 +296,11 @@ class MpiWorld(World):
 
     def free(self) -> None:
         """Free our communicators; called when the user's communicator is freed."""
+        if self._window is not None:
+            self._shared = self._shared[:0].copy()
+            self._window.Unlock_all()
+            self._window.Free()
+            self._window = None
         for comm in (self._node_comm, self.comm):
             if comm != self._mpi.COMM_NULL:
                 comm.Free()
@@ -351,6 +385,24 @@ class MpiWorld(World):
         return [_unpickled(data[a:b]) for a, b in zip(starts.tolist(), ends.tolist(), strict=True)]
 
     @collective
+    def allgather_bytes(self, raw: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The bytes of all ranks, one rank's behind the other's, on every rank."""
+        nbytes = np.zeros(self.size, np.int64)
+        self.wait(self.comm.Iallgather(np.array([len(raw)], np.int64), nbytes), "allgather")
+        ends = np.cumsum(nbytes)
+        out = np.empty(int(ends[-1]), np.uint8)
+        starts = (ends - nbytes).tolist()
+        if len(out) <= CHUNK_NBYTES:
+            self.wait(self.comm.Iallgatherv(raw, [out, nbytes.tolist(), starts, self._mpi.BYTE]), "allgather")
+            return out
+        for r, (a, b) in enumerate(zip(starts, ends.tolist(), strict=True)):      # displacements are 32-bit before MPI-4
+            if r == self.rank:
+                out[a:b] = raw
+            for at in range(a, b, CHUNK_NBYTES):
+                self.wait(self.comm.Ibcast(out[at:min(at + CHUNK_NBYTES, b)], r), "allgather")
+        return out
+
+    @collective
     def gather(self, obj: T, root: int = 0) -> list[T] | None:
         """The objects of all ranks, in rank order, on rank `root`; None elsewhere."""
         raw = _pickled(obj)
@@ -389,6 +441,31 @@ class MpiWorld(World):
         mine = np.ascontiguousarray(array)
         out = np.empty_like(mine)
         self.wait(self.comm.Iallreduce(mine, out, ops[op]), what, limit_s)
+        return out
+
+    # -- the node --------------------------------------------------------------------------------------------------
+
+    def node_window(self) -> NDArray[np.uint8]:
+        """Memory that the ranks of this node share: ``(WINDOW_NBYTES,) uint8``, made at the first call. Collective on the node."""
+        if self._window is None:
+            mine = WINDOW_NBYTES if self.node_rank == 0 else 0
+            window = self._mpi.Win.Allocate_shared(mine, 1, self._mpi.INFO_NULL, self._node_comm)
+            window.Set_errhandler(self._mpi.ERRORS_RETURN)
+            window.Lock_all(self._mpi.MODE_NOCHECK)
+            memory, _ = window.Shared_query(0)
+            self._window, self._shared = window, np.frombuffer(memory, np.uint8)
+        return self._shared
+
+    def node_sync(self, what: str) -> None:
+        """Wait for the ranks of this node; what they wrote to the window before can be read after. Collective on the node."""
+        self._window.Sync()
+        self.wait(self._node_comm.Ibarrier(), what)
+        self._window.Sync()
+
+    def node_allgather(self, array: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Arrays of equal shape of all ranks of this node: ``(node_size, *shape) int64``. Collective on the node."""
+        out = np.empty((self.node_size, *array.shape), np.int64)
+        self.wait(self._node_comm.Iallgather(np.ascontiguousarray(array), out), "allgather on a node")
         return out
 
     # -- errors ----------------------------------------------------------------------------------------------------

@@ -1,7 +1,13 @@
-"""Key columns as words: what a table is probed with, what rows are sorted by, and how a key comes back."""
+"""Key columns as words: what a table is probed with, what rows are sorted by, and how a key comes back.
+
+A key column that has nulls takes one more word in front of its own: 0 where the row has a value, 1 where it is null. So nulls are
+one group and come last. Whether a column has nulls is found in the rows (`KeyLayout.for_batches`), and the *hash* does not depend on it:
+a null is hashed as words of zeros, the word in front is not hashed. Rows of a key meet in one partition whatever layout they were given.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +21,7 @@ from hpcmr.errors import DataError, JobSpecError
 Words = NDArray[np.uint64]
 STRING_WORDS = 3
 INLINE_NBYTES = 23
+LONG = np.uint64(255)           # what the last byte of a string's words is where the string is longer than that
 
 
 @dataclass(frozen=True)
@@ -26,26 +33,44 @@ class KeyLayout:
     names : tuple of str
     types : tuple of ColumnType
     places : tuple of int
-        First word of each column.
+        First word of each column's value; that of a nullable column lies behind its null word.
     width : int
         Words of a key.
+    nullable : tuple of bool
+        Columns that have a null word.
     """
 
     names: tuple[str, ...]
     types: tuple[ColumnType, ...]
     places: tuple[int, ...]
     width: int
+    nullable: tuple[bool, ...]
 
     @classmethod
-    def of(cls, schema: Schema, names: tuple[str, ...]) -> KeyLayout:
+    def of(cls, schema: Schema, names: tuple[str, ...], nullable: Collection[str] = ()) -> KeyLayout:
+        """The layout of some columns, of which those in `nullable` may have nulls."""
         types = tuple(schema[n].type for n in names)
         places, at = [], 0
         for name, kind in zip(names, types, strict=True):
             if kind.kind == "list" or kind.shape or (kind.is_fixed and kind.np_dtype.kind == "c"):
                 raise JobSpecError(f"column {name!r} of type {kind} cannot be a key; keys are integers, floats, bool, dates, bytes and text")
+            at += name in nullable
             places.append(at)
             at += word_count(kind)
-        return cls(names, types, tuple(places), at)
+        return cls(names, types, tuple(places), at, tuple(n in nullable for n in names))
+
+    def for_batches(self, *batches: Batch) -> KeyLayout:
+        """This layout, or one with null words where the key columns of any of the batches have nulls.
+
+        Words of two layouts cannot be compared; all batches whose words are must be named here. Hashes are the same in any.
+        """
+        found = {n for b in batches for n in self.names if has_nulls(b[n])} | {n for n, null in zip(self.names, self.nullable, strict=True) if null}
+        return self if len(found) == sum(self.nullable) else self.with_nullable(found)
+
+    def with_nullable(self, names: Collection[str]) -> KeyLayout:
+        """The same columns, with a null word for each of `names` and no other."""
+        schema = Schema.of(zip(self.names, self.types, strict=True))
+        return KeyLayout.of(schema, self.names, names)
 
     @property
     def has_strings(self) -> bool:
@@ -72,6 +97,10 @@ class KeyWords:
 
 def word_count(kind: ColumnType) -> int:
     return STRING_WORDS if kind.is_string or (kind.is_fixed and kind.np_dtype.kind == "S") else 1
+
+
+def has_nulls(column: Column) -> bool:
+    return column.valid is not None and not bool(column.valid.all())
 
 
 def as_strings(column: Column) -> BytesColumn:
@@ -129,11 +158,13 @@ def encode_keys(batch: Batch, layout: KeyLayout, scratch: KeyWords | None = None
     hashes[:] = 0
     long_count = 0
     encoders = {"i": k.encode_signed, "u": k.encode_unsigned, "f": k.encode_float}
-    for name, kind, at in zip(layout.names, layout.types, layout.places, strict=True):
+    for name, kind, at, nullable in zip(layout.names, layout.types, layout.places, layout.nullable, strict=True):
         column = batch[name]
-        if column.valid is not None and not column.valid.all():
-            row = int(np.argmin(column.valid))
-            raise DataError(f"key column {name!r} is null in row {row} of the batch; fill or filter nulls before grouping", record=row)
+        nulls = has_nulls(column)
+        if nulls and not nullable:
+            row = int(np.argmin(column.valid))  # type: ignore[arg-type]
+            raise DataError(f"key column {name!r} is null in row {row} of the batch; fill or filter nulls before this", record=row)
+        before = hashes.copy() if nulls else hashes
         if word_count(kind) == STRING_WORDS:
             strings = as_strings(column)
             long_count += k.encode_strings(strings.starts, strings.ends, np.ascontiguousarray(strings.data), flat, width, at, hashes)
@@ -141,7 +172,19 @@ def encode_keys(batch: Batch, layout: KeyLayout, scratch: KeyWords | None = None
             assert isinstance(column, FixedColumn)
             letter, values = as_words(column.values)
             encoders[letter](values, flat, width, at, hashes)
+        if nulls:
+            assert column.valid is not None
+            k.encode_nulls(np.ascontiguousarray(column.valid), flat, width, at, word_count(kind), before, hashes)
+        elif nullable:
+            words[:, at - 1] = 0
     return KeyWords(words, hashes, long_count)
+
+
+def intern_keys(batch: Batch, layout: KeyLayout, words: Words, long: LongStrings) -> None:
+    """Give the long strings of encoded key words (flat, ``layout.width`` words a row) their numbers in `long`."""
+    for name, kind, at in zip(layout.names, layout.types, layout.places, strict=True):
+        if word_count(kind) == STRING_WORDS:
+            long.intern(as_strings(batch[name]), words, layout.width, at)
 
 
 class LongStrings:
@@ -193,6 +236,16 @@ class LongStrings:
             grown = np.zeros(1 << (self.used + nbytes).bit_length(), np.uint8)
             grown[:self.used] = self.data[:self.used]
             self.data = grown
+
+
+def decode_keys(words: Words, stride: int, layout: KeyLayout, long: LongStrings) -> dict[str, Column]:
+    """All key columns of rows of interned words: flat, `stride` words a row, the key's first."""
+    out = {}
+    for name, kind, at, nullable in zip(layout.names, layout.types, layout.places, layout.nullable, strict=True):
+        out[name] = decode_key(words, stride, at, kind, long)
+        if nullable and words[at - 1::stride].any():
+            out[name].valid = words[at - 1::stride] == 0
+    return out
 
 
 def decode_key(words: Words, width: int, at: int, kind: ColumnType, long: LongStrings) -> Column:

@@ -70,9 +70,17 @@ class Partitioned:
         """Number of partitions."""
         return len(self.starts) - 1
 
+    def covers(self, partition: int) -> bool:
+        return self.first <= partition < self.first + self.count
+
     def rows_of(self, partition: int) -> tuple[int, int]:
         i = partition - self.first
         return int(self.starts[i]), int(self.starts[i + 1])
 
     def part(self, partition: int) -> Batch:
         return self.batch.slice(*self.rows_of(partition))
+
+
+def without(parts: list[Partitioned], partition: int) -> list[Partitioned]:
+    """What is left when a partition has been finished: parts that hold no other one were brought for it and are done with."""
+    return [p for p in parts if p.count > 1 or p.first != partition]

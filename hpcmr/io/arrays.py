@@ -80,21 +80,8 @@ class ArraySource:
         -----
         Collective: yes. Cost: one allgather of names, types and lengths.
         """
-        error, batch = "", Batch({})
-        try:
-            batch = _local_batch(self.given)
-        except DataError as reason:
-            error = str(reason)
-        states = allgather((error, [(n, _type_text(c), _data_nbytes(c)) for n, c in batch.columns.items()], batch.nrows))
-        for rank, (what, _, _) in enumerate(states):
-            if what:
-                raise InputError(f"from_arrays: {what} (on rank {rank})")
-        schema = _common_schema([state[1] for state in states])
-        counts = [int(state[2]) for state in states]
-        self._batch = Batch({f.name: _as_type(batch.columns[f.name], f.type) for f in schema}, batch.nrows)
-        fixed = sum(f.type.row_nbytes for f in schema)
-        data = sum(nbytes for _, columns, _ in states for _, _, nbytes in columns)
-        self._row_nbytes = max(1, fixed + -(-data // max(1, sum(counts))))
+        self._batch, counts, self._row_nbytes = agree_on_columns(self.given, allgather)
+        schema = self._batch.schema
         return schema, local_pieces(self.rank, counts, max(1, self.split_nbytes // self._row_nbytes), self._row_nbytes)
 
     def survey(self) -> tuple[Schema, list[Split]]:
@@ -119,6 +106,35 @@ class ArraySource:
 
     def close(self) -> None:
         """Nothing is open."""
+
+
+def agree_on_columns(given: Mapping[str, Any], allgather: Allgather, call: str = "from_arrays") -> tuple[Batch, list[int], int]:
+    """This rank's columns in the types that all ranks agree on, the rows of every rank, and the bytes of a row on average.
+
+    Raises
+    ------
+    InputError
+        On all ranks alike, with the name of the `call`; see `ArraySource.survey_distributed`.
+
+    Notes
+    -----
+    Collective: yes. Cost: one allgather of names, types and lengths.
+    """
+    error, batch = "", Batch({})
+    try:
+        batch = local_batch(given)
+    except DataError as reason:
+        error = str(reason)
+    states = allgather((error, [(n, _type_text(c), _data_nbytes(c)) for n, c in batch.columns.items()], batch.nrows))
+    for rank, (what, _, _) in enumerate(states):
+        if what:
+            raise InputError(f"{call}: {what} (on rank {rank})", rank=rank)
+    schema = _common_schema([state[1] for state in states], call)
+    counts = [int(state[2]) for state in states]
+    fixed = sum(f.type.row_nbytes for f in schema)
+    data = sum(nbytes for _, columns, _ in states for _, _, nbytes in columns)
+    common = Batch({f.name: _as_type(batch.columns[f.name], f.type) for f in schema}, batch.nrows)
+    return common, counts, max(1, fixed + -(-data // max(1, sum(counts))))
 
 
 def local_pieces(rank: int, counts: Sequence[int], rows: int, row_nbytes: int = 1) -> list[Split]:
@@ -148,7 +164,10 @@ def local_pieces(rank: int, counts: Sequence[int], rows: int, row_nbytes: int = 
     return found
 
 
-def _local_batch(given: Mapping[str, Any]) -> Batch:
+def local_batch(given: Mapping[str, Any]) -> Batch:
+    """The columns of arrays and lists. Raises `DataError` where they are none."""
+    if not isinstance(given, Mapping):
+        raise DataError(f"columns are given as a dict of arrays, {{'name': array}}, not as {type(given).__name__}")
     columns: dict[str, Column] = {}
     for name, values in given.items():
         if not isinstance(name, str):
@@ -177,12 +196,12 @@ def _data_nbytes(column: Column) -> int:
     return column.nbytes - 16 * len(column) if isinstance(column, ListColumn) else 0
 
 
-def _common_schema(ranks: list[list[tuple[str, str, int]]]) -> Schema:
+def _common_schema(ranks: list[list[tuple[str, str, int]]], call: str) -> Schema:
     """Names and types of all ranks; a rank without rows, or with nothing but nulls, does not have a say."""
     names = [n for n, _, _ in ranks[0]]
     for rank, columns in enumerate(ranks):
         if [n for n, _, _ in columns] != names:
-            raise InputError(f"from_arrays: the columns are {', '.join(map(repr, names))} on rank 0 and {', '.join(repr(n) for n, _, _ in columns)} "
+            raise InputError(f"{call}: the columns are {', '.join(map(repr, names))} on rank 0 and {', '.join(repr(n) for n, _, _ in columns)} "
                              f"on rank {rank}; give all ranks the same names in the same order, also those without rows")
     fields = []
     for i, name in enumerate(names):
@@ -195,7 +214,7 @@ def _common_schema(ranks: list[list[tuple[str, str, int]]]) -> Schema:
             if other != kind and _is_bytes_n(kind) and _is_bytes_n(other) and kind.shape == other.shape:
                 kind = max(kind, other, key=lambda t: t.np_dtype.itemsize)
             elif other != kind:
-                raise InputError(f"from_arrays: column {name!r} is {said[0][1]} on rank {said[0][0]} and {other} on rank {rank}; "
+                raise InputError(f"{call}: column {name!r} is {said[0][1]} on rank {said[0][0]} and {other} on rank {rank}; "
                                  "convert it to one type")
         fields.append(Field(name, kind))
     return Schema(tuple(fields))

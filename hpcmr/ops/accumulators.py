@@ -18,8 +18,10 @@ from numpy.typing import NDArray
 from hpcmr.data.keys import word_count
 from hpcmr.data.schema import ColumnType, Schema
 from hpcmr.errors import JobSpecError
+from hpcmr.ops.expression import Expr
 
 FUNCTIONS = ("count", "sum", "min", "max", "mean", "var", "std", "first", "last", "any", "all")
+INTERPOLATIONS = ("linear", "lower", "higher", "nearest", "midpoint")
 Input = tuple[str, str]                  # column, letter
 
 
@@ -31,6 +33,7 @@ class Agg:
     column: str | None
     name: str
     options: tuple[tuple[str, Any], ...] = ()
+    expr: Expr | None = field(default=None, compare=False)      # what the column is made of, where it is one for this aggregate only
 
     def option(self, key: str, default: Any) -> Any:
         return dict(self.options).get(key, default)

@@ -20,13 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpcmr.data.batch import Batch, BytesColumn, FixedColumn
-from hpcmr.data.keys import KeyLayout, KeyWords, as_strings, as_words, decode_key, encode_keys, word_count
-from hpcmr.data.partitioning import PARTITION_NBYTES, Partitioned
+from hpcmr.data.keys import KeyLayout, KeyWords, as_strings, as_words, decode_key, encode_keys, intern_keys, word_count
+from hpcmr.data.partitioning import PARTITION_NBYTES, Partitioned, without
 from hpcmr.data.schema import Field, Schema
 from hpcmr.errors import ConservationError, JobSpecError
 from hpcmr.ops.accumulators import Agg, compile_program
 from hpcmr.ops.contract import Origin, StageContext, Step
 from hpcmr.ops.finals import Final, States, final_of, result_field
+from hpcmr.ops.null_keys import NullGroups, by_pattern, in_key_order, null_rows, null_values, together
 from hpcmr.ops.reduce_partition import PartitionReducer
 from hpcmr.ops.rows import BUCKETS_NBYTES, HOT_SLOTS, BucketRows, ChunkRows, HotRows, RawInput
 from hpcmr.ops.table import LOAD_DENSE, SLOTS_MAX, SLOTS_MIN, GroupTable, Rows, StringCounts, load_limit
@@ -36,6 +37,8 @@ ORIGIN_BITS = 40
 RADIX_KEYS_MIN = 100_000
 SLOTS_FIRST_MAX = 1 << 20
 LARGE_NBYTES = 1 << 30
+TABLE_SHARE = 4                 # of the memory that is free at the beginning, what the table that takes rows in may have
+ROWS_SHARE = 6                  # the same for rows that are kept as they are
 SAMPLE_ROWS_MIN = 10_000        # a smaller sample is a small input: the way does not matter
 
 
@@ -52,6 +55,7 @@ class Aggregate:
     """
 
     name = "aggregate"
+    round_share = 3             # of the budget: the table asks earlier, what it points at (long strings, wide sums) may have the rest
 
     def __init__(self, keys: tuple[str, ...], aggs: tuple[Agg, ...], strategy: str = "auto") -> None:
         self.keys = keys
@@ -70,7 +74,7 @@ class Aggregate:
         if twice:
             raise JobSpecError(f"two output columns are called {twice[0]!r}; name aggregates apart, for example total=sum('x')")
         self.schema = schema
-        self.layout = KeyLayout.of(schema, self.keys)
+        self.layout = self.by = KeyLayout.of(schema, self.keys)        # `by`: the columns whose hash is the partition, first among the keys
         self.program = compile_program(schema, self.aggs)
         self.finals: list[Final] = [final_of(a, self.program, schema) for a in self.aggs]
         keys = tuple(Field(n, schema[n].type, schema[n].attrs) for n in self.keys)
@@ -106,6 +110,8 @@ class Aggregate:
             self.table = kind(self.layout, self.program, HOT_SLOTS, dense=True, slots_sealed=HOT_SLOTS)
         else:
             self.table = kind(self.layout, self.program, self._first_slots(hashes), dense=self.way == "radix")
+        self.table.bound(ctx.available() // TABLE_SHARE)
+        self.batch_rows = 0
         # What merged states point at, long strings and wide sums, outlives the seals of the table that takes rows in.
         self.merged = kind(self.layout, self.program)
         self.held = 0
@@ -117,12 +123,15 @@ class Aggregate:
         self.hot: HotRows | None = None
         self.states_next = False
         self.inbox: list[Partitioned] = []
+        self.null_inbox: dict[int, list[Partitioned]] = {}      # by which key columns are null
+        self.nulls: NullGroups | None = None
+        self.raw_nulls: list[NDArray[np.uint64]] = []
         self.inbox_nbytes = 0
         self.rows_in = 0
         self.rows_out = 0
         raw_input = self._raw_input()
         if self.way in ("raw", "hot") and raw_input is not None:
-            self.chunks = ChunkRows(raw_input, ctx.partitions)
+            self.chunks = ChunkRows(raw_input, ctx.partitions, ctx.available() // ROWS_SHARE)
             self.hot = HotRows(raw_input, self.table, self.array, self.chunks) if self.way == "hot" else None
         elif self.way == "radix" and raw_input is not None:
             self.buckets = BucketRows(raw_input, self.table, self.array)
@@ -132,7 +141,7 @@ class Aggregate:
         """Hashes of the sample's keys, where the input is large enough for a choice to matter."""
         if estimate is None or estimate.nrows < SAMPLE_ROWS_MIN or self.ctx.partitions < 4:
             return None
-        return encode_keys(estimate, self.layout).hashes
+        return encode_keys(estimate, self.layout.for_batches(estimate)).hashes
 
     def _choose(self, hashes: NDArray[np.uint64] | None, estimate: Batch | None) -> str:
         """A way, from the number of distinct keys that the sample promises and the rows that there may be."""
@@ -141,12 +150,12 @@ class Aggregate:
         if self.strategy != "auto" or hashes is None or estimate is None:
             return "direct" if self.strategy == "auto" else self.strategy
         keys = distinct_keys(hashes)
-        if has_long_tail(hashes):
+        if has_long_tail(hashes) and null_rows(estimate, self.keys) is None:
             return "hot"
         rows = self.ctx.partitions * PARTITION_NBYTES * estimate.nrows / max(1, estimate.nbytes)
         if rows <= 4 * RADIX_KEYS_MIN:
             return "direct"
-        if keys > rows / 4:
+        if keys > rows / 4 and null_rows(estimate, self.keys) is None:
             return "raw"
         room = 8 * (self.layout.width + 1 + self.program.size) * dense_slots(keys) + BUCKETS_NBYTES
         return "radix" if keys > RADIX_KEYS_MIN and rows > 16 * keys and room < self.ctx.available() // 2 else "direct"
@@ -182,11 +191,15 @@ class Aggregate:
             rows = batch.nrows
             self._consume_rows(batch, origin)
         self.rows_in += rows
+        self.batch_rows = max(self.batch_rows, rows)
         self._account()
         return rows
 
     def _consume_rows(self, batch: Batch, origin: Origin) -> None:
-        if self.hot is not None and self.hot.takes(batch):
+        null = null_rows(batch, self.keys)
+        if null is not None:
+            self._consume_nulls(batch, origin, null)
+        elif self.hot is not None and self.hot.takes(batch):
             self.hot.append(batch)
         elif self.chunks is not None:
             self.chunks.append(batch)
@@ -195,9 +208,24 @@ class Aggregate:
         else:
             self._consume_directly(batch, origin)
 
+    def _consume_nulls(self, batch: Batch, origin: Origin, null: NDArray[np.bool_]) -> None:
+        """A batch with null keys: into the table for them, the other rows too unless they have a faster way."""
+        if self.way != "direct":                     # such rows have no origin, so they may be taken apart
+            if not null.all():
+                self._consume_rows(batch.take(np.flatnonzero(~null)), origin)
+            batch = batch.take(np.flatnonzero(null))
+        if self.chunks is not None:
+            self.raw_nulls.append(self.chunks.source.values(batch).copy())
+            return
+        if self.nulls is None:
+            self.nulls = NullGroups(self.layout, self.program)
+        keep = self._fill(batch, self.nulls.array, self.nulls.table)
+        self.nulls.add(batch, self._origin(origin))
+        del keep
+
     def _consume_directly(self, batch: Batch, origin: Origin) -> None:
         """Keys to words, values to 64 bits, and through the table."""
-        keep: list[Any] = [self._fill(batch)]
+        keep: list[Any] = [self._fill(batch, self.array, self.table)]
         first = self.keys[0]
         column = batch[first]
         if len(self.keys) == 1 and column.valid is None and isinstance(column, BytesColumn):
@@ -212,16 +240,14 @@ class Aggregate:
         encoded = self.scratch = _larger(self.scratch, encode_keys(batch, self.layout, self.scratch))
         words, hashes = encoded.words[:batch.nrows], encoded.hashes[:batch.nrows]
         if encoded.long_count:
-            for name, kind, at in zip(self.layout.names, self.layout.types, self.layout.places, strict=True):
-                if word_count(kind) == 3:
-                    self.table.long.intern(as_strings(batch[name]), encoded.words.reshape(-1), self.layout.width, at)
+            intern_keys(batch, self.layout, encoded.words.reshape(-1), self.table.long)
         self.table.add(Rows(batch.nrows, words=words, hashes=hashes), self.array, self._origin(origin))
 
     def _origin(self, origin: Origin) -> int:
         return (origin.split << ORIGIN_BITS) + origin.row
 
-    def _fill(self, batch: Batch) -> list[Any]:
-        """Write addresses of values and validity into the program; returns the arrays, which must stay alive."""
+    def _fill(self, batch: Batch, array: NDArray[np.int64], table: GroupTable) -> list[Any]:
+        """Write addresses of values and validity into a table's program; returns the arrays, which must stay alive."""
         from hpcmr.kernels.opcodes import ADDRESS, MASK, STRIDE
 
         keep: list[Any] = []
@@ -233,37 +259,21 @@ class Aggregate:
                 valid = np.ascontiguousarray(column.valid)
                 keep.append(valid)
                 mask = valid.ctypes.data
-            self.array[i, MASK] = mask
+            array[i, MASK] = mask
             if not source[1]:
                 continue
             if source not in arrays:
-                arrays[source] = self._values(column, source[1])
+                arrays[source] = _values(column, source[1], table)
             values = arrays[source]
             per_row = values.size // max(1, batch.nrows)
-            self.array[i, ADDRESS] = values.ctypes.data + 8 * component
-            self.array[i, STRIDE] = 8 * per_row
+            array[i, ADDRESS] = values.ctypes.data + 8 * component
+            array[i, STRIDE] = 8 * per_row
         return [keep, arrays]
-
-    def _values(self, column: Any, letter: str) -> NDArray[Any]:
-        """Values of a column as contiguous 64-bit words, some a row."""
-        if letter == "s":
-            from hpcmr.kernels.keys import encode_strings
-
-            strings = as_strings(column)
-            words, hashes = np.empty(3 * len(strings), np.uint64), np.zeros(len(strings), np.uint64)
-            if encode_strings(strings.starts, strings.ends, np.ascontiguousarray(strings.data), words, 3, 0, hashes):
-                self.table.long.intern(strings, words, 3, 0)
-            return words
-        values = column.values
-        if values.dtype.kind == "c":
-            values = np.ascontiguousarray(values, np.complex128).view(np.float64)
-        if letter == "f":
-            return np.ascontiguousarray(values, np.float64)
-        return np.ascontiguousarray(as_words(values)[1])
 
     def _account(self) -> None:
         """Keep the budget in step with what is held."""
         tables = self.table.nbytes + self.merged.nbytes + self.reducer.nbytes
+        tables += self._extra_nbytes()
         now = tables + (self.chunks.nbytes if self.chunks else 0) + (self.buckets.nbytes if self.buckets else 0) + self.inbox_nbytes
         if now > self.held:
             self.ctx.take(now - self.held, "the state of group_by")
@@ -271,13 +281,21 @@ class Aggregate:
             self.ctx.give(self.held - now)
         self.held = now
 
+    def _extra_nbytes(self) -> int:
+        return (self.nulls.nbytes if self.nulls else 0) + sum(v.nbytes for v in self.raw_nulls)
+
     # ------------------------------------------------------------------ out and in again
 
     def pressure(self) -> float:
         if self.chunks is not None:
             return self.chunks.nbytes_used / self.chunks.nbytes_round
-        own = self.table.nbytes
-        return own / max(1, own + self.ctx.available()) * 1.25
+        own = self.sealable_nbytes
+        return max(own / max(1, own + self.ctx.available()) * 1.25, self.table.fullness(self.batch_rows))
+
+    @property
+    def sealable_nbytes(self) -> int:
+        """Bytes that a seal would set free."""
+        return self.table.nbytes + self._extra_nbytes() + (self.chunks.nbytes_used if self.chunks is not None else 0)
 
     def drain(self) -> None:
         if self.buckets is not None:
@@ -285,17 +303,26 @@ class Aggregate:
 
     def seal(self) -> Partitioned:
         if self.chunks is not None and not self.states_next:
-            part = self.chunks.seal()
+            part, nulls = self.chunks.seal(), None
             self.states_next = self.hot is not None
+            if self.raw_nulls:
+                nulls = null_values(np.concatenate(self.raw_nulls), self.ctx.partitions)
+                self.raw_nulls = []
         else:
-            part = self.table.seal(self.ctx.partitions)
+            part = self._sealed()
+            nulls = self.nulls.seal(self.ctx.partitions, self.by) if self.nulls is not None else None
             self.states_next = False
+        if nulls is not None:
+            part = together(part, nulls)
         self._account()
         return part
 
     def pending(self) -> bool:
         """Whether a seal took out the rows that were put aside, and the states come with the next one."""
         return self.states_next
+
+    def _sealed(self) -> Partitioned:
+        return self.table.seal(self.ctx.partitions)
 
     def merge(self, part: Partitioned) -> None:
         if not part.batch.nrows:
@@ -307,8 +334,9 @@ class Aggregate:
             if isinstance(extra, BytesColumn):
                 self.merged.adopt(state.values, extra)
                 part = Partitioned(part.batch.select(["state"]), part.starts, part.first)
-        self.inbox.append(part)
-        self.inbox_nbytes += part.batch.nbytes
+        for pattern, rows in by_pattern(part, self.layout.width).items():
+            (self.null_inbox.setdefault(pattern, []) if pattern else self.inbox).append(rows)
+            self.inbox_nbytes += rows.batch.nbytes
         self._account()
 
     # ------------------------------------------------------------------ results
@@ -321,15 +349,34 @@ class Aggregate:
     def finish_blocks(self, partition: int) -> Iterator[Batch]:
         """`finish`, some thousand groups at a time, in memory of their own."""
         self.buckets = self.chunks = self.hot = None   # nothing comes in any more
-        for states in self.reducer.reduce(self.inbox, partition):
-            yield self._block(states)
+        nulls = [self._block(states, pattern) for pattern in sorted(self.null_inbox)
+                 for states in self.reducer.reduce(self.null_inbox[pattern], partition)]
+        if nulls and len(self.keys) > 1:
+            yield in_key_order([*(self._block(s) for s in self.reducer.reduce(self.inbox, partition)), *nulls], self.layout)
+        else:
+            for states in self.reducer.reduce(self.inbox, partition):
+                yield self._block(states)
+            yield from nulls
+        self._release(partition)
+
+    def _release(self, partition: int) -> None:
+        """State that covers this partition alone is done with; the rest goes when all are finished."""
+        gone = 0
+        for inbox in (self.inbox, *self.null_inbox.values()):
+            gone += sum(p.batch.nbytes for p in inbox if p.first == partition and p.count == 1)
+            inbox[:] = without(inbox, partition)
+        self.inbox_nbytes -= gone
+        if gone and not self.inbox and not any(self.null_inbox.values()):
+            self.merged.reset()                        # long strings and wide sums that nobody points at any more
         self._account()
 
-    def _block(self, states: States) -> Batch:
+    def _block(self, states: States, null: int = 0) -> Batch:
+        """Finished groups as columns; `null` has bit i set where key column i is null in all of them."""
         words = np.ascontiguousarray(states.words[:states.count * states.stride])
         columns: dict[str, Any] = {}
-        for name, kind, at in zip(self.layout.names, self.layout.types, self.layout.places, strict=True):
+        for i, (name, kind, at) in enumerate(zip(self.layout.names, self.layout.types, self.layout.places, strict=True)):
             columns[name] = decode_key(words, states.stride, at, kind, states.long)
+            columns[name].valid = np.zeros(states.count, np.bool_) if null >> i & 1 else None
         self.rows_out += int(states.rows().sum())
         for agg, final in zip(self.aggs, self.finals, strict=True):
             columns[agg.name] = final(states)
@@ -338,7 +385,7 @@ class Aggregate:
     def close(self) -> None:
         self.ctx.give(self.held)
         self.held = 0
-        self.inbox = []
+        self.inbox, self.null_inbox, self.nulls, self.raw_nulls = [], {}, None, []
         self.inbox_nbytes = 0
         self.buckets = self.chunks = self.hot = None
         self.reducer = PartitionReducer(self.merged, self.array)
@@ -349,6 +396,24 @@ class Aggregate:
         """Every row that came in, on any rank, is counted in exactly one group."""
         if rows_global != rows_out_global:
             raise ConservationError(f"group_by took in {rows_global:,} rows and its groups count {rows_out_global:,}")
+
+
+def _values(column: Any, letter: str, table: GroupTable) -> NDArray[Any]:
+    """Values of a column as contiguous 64-bit words, some a row."""
+    if letter == "s":
+        from hpcmr.kernels.keys import encode_strings
+
+        strings = as_strings(column)
+        words, hashes = np.empty(3 * len(strings), np.uint64), np.zeros(len(strings), np.uint64)
+        if encode_strings(strings.starts, strings.ends, np.ascontiguousarray(strings.data), words, 3, 0, hashes):
+            table.long.intern(strings, words, 3, 0)
+        return words
+    values = column.values
+    if values.dtype.kind == "c":
+        values = np.ascontiguousarray(values, np.complex128).view(np.float64)
+    if letter == "f":
+        return np.ascontiguousarray(values, np.float64)
+    return np.ascontiguousarray(as_words(values)[1])
 
 
 def _larger(old: KeyWords | None, new: KeyWords) -> KeyWords:

@@ -170,6 +170,8 @@ class KernelRunner:
 class KernelFold:
     """A compiled ``f(a, b)`` that folds the scalars of one column."""
 
+    running = False
+
     def __init__(self, function: UserFunction, kind: ColumnType, name: str) -> None:
         from hpcmr.kernels import emit
 
@@ -180,19 +182,36 @@ class KernelFold:
         self.name = name
         self.dtype = _kernel_dtype(kind)
         try:
-            self.driver = emit.build_fold(function.fn, self.dtype)
+            self.driver = emit.build_fold(function.fn, self.dtype, self.running)
         except KernelTrouble as trouble:
             refuse(function, trouble.message, trouble.line)
 
-    def run(self, values: NDArray[Any], order: NDArray[np.int64], starts: NDArray[np.int64], record: int | None) -> NDArray[Any]:
-        """``f(...f(f(v0, v1), v2)...)`` of each group: rows ``order[starts[g]:starts[g + 1]]`` in that order."""
-        out = np.empty(len(starts) - 1, self.dtype)
+    def _called(self, order: NDArray[np.int64], starts: NDArray[np.int64], values: NDArray[Any], out: NDArray[Any], slot: NDArray[Any],
+                record: int | None) -> NDArray[Any]:
         state = np.zeros(4, np.int64)
         try:
-            self.driver.run(order, starts, np.require(values, self.dtype, ["C", "A"]), out, np.empty(1, self.dtype), state)
+            self.driver.run(order, starts, np.require(values, self.dtype, ["C", "A"]), out, slot, state)
         except Exception as error:
             raised(self.function, error, None if record is None else record + int(state[ROW]))
         if state[FLAG]:
             raise self.function.fail(f"gave an integer that does not fit in {self.kind}, the type of column {self.name!r}",
                                      None if record is None else record + int(state[ROW]))
         return out.astype(self.kind.np_dtype, copy=False)
+
+    def run(self, values: NDArray[Any], order: NDArray[np.int64], starts: NDArray[np.int64], record: int | None) -> NDArray[Any]:
+        """``f(...f(f(v0, v1), v2)...)`` of each group: rows ``order[starts[g]:starts[g + 1]]`` in that order."""
+        return self._called(order, starts, values, np.empty(len(starts) - 1, self.dtype), np.empty(1, self.dtype), record)
+
+
+class KernelScan(KernelFold):
+    """A compiled ``f(a, b)`` along the scalars of one column."""
+
+    running = True
+
+    def along(self, before: Any, values: NDArray[Any], record: int | None) -> NDArray[Any]:
+        """The value after each row; `before` is the one before the first, None where there is none."""
+        slot = np.zeros(1, self.dtype)
+        if before is not None:
+            slot[0] = before
+        starts = np.zeros(0 if before is None else 1, np.int64)
+        return self._called(np.zeros(0, np.int64), starts, values, np.empty(len(values), self.dtype), slot, record)

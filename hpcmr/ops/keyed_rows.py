@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpcmr.data.batch import Batch, BytesColumn, Column, FixedColumn, ListColumn
-from hpcmr.data.keys import KeyLayout, KeyWords, as_strings, encode_keys, word_count
-from hpcmr.data.partitioning import Partitioned, partition_bits
+from hpcmr.data.keys import LONG, KeyLayout, KeyWords, as_strings, encode_keys, word_count
+from hpcmr.data.partitioning import Partitioned, partition_bits, without
 from hpcmr.data.schema import Schema
+from hpcmr.data.sort_keys import SortLayout, nulls_in, order_of
 from hpcmr.errors import ConservationError, JobSpecError
 from hpcmr.ops.contract import Origin, StageContext
 
@@ -34,6 +35,8 @@ class KeyedRows:
 
     name = "keyed rows"
     combines: str | None = None
+    order_by: tuple[str, ...] = ()            # what the rows of a group are sorted by, before their origin
+    descending: tuple[bool, ...] = ()
 
     @property
     def whole_splits(self) -> bool:
@@ -122,8 +125,13 @@ class KeyedRows:
     # ---- out and in again ----------------------------------------------------------------------------------------------
 
     def pressure(self) -> float:
-        own = self.held - self.merged_nbytes
+        own = self.sealable_nbytes
         return own / max(1, own + self.ctx.available()) * 1.25
+
+    @property
+    def sealable_nbytes(self) -> int:
+        """Bytes that a seal would set free."""
+        return self.held - self.merged_nbytes
 
     def drain(self) -> None:
         self._combine_waiting()
@@ -132,14 +140,14 @@ class KeyedRows:
         """What was consumed since the last seal. What was merged stays: its partitions are at their owner for the whole stage."""
         self._combine_waiting()
         whole = Batch.concat(self.kept) if self.kept else self.nothing()
-        hashes = encode_keys(whole, self.layout).hashes
+        self.kept = []               # freed before the rows are copied once more
+        hashes = encode_keys(whole, self.layout.for_batches(whole)).hashes
         bits = partition_bits(self.ctx.partitions)
         # At most 65,536 partitions: NumPy sorts 16-bit numbers by radix, several times faster than others.
         partition = (hashes >> np.uint64(64 - bits)).astype(np.uint16) if bits else np.zeros(len(hashes), np.uint16)
         starts = np.zeros(self.ctx.partitions + 1, np.int64)
         np.cumsum(np.bincount(partition, minlength=self.ctx.partitions), out=starts[1:])
         part = Partitioned(whole.take(np.argsort(partition, kind="stable")).compact(), starts)
-        self.kept = []
         self._hold(self.merged_nbytes - self.held)
         return part
 
@@ -162,16 +170,24 @@ class KeyedRows:
 
     def finish(self, partition: int) -> Batch:
         """Result of one partition, in key order."""
-        found = [p.part(partition) for p in self.merged if p.first <= partition < p.first + p.count]
-        found = [b for b in found if b.nrows]
-        if not found:
+        rows = self.take_rows(partition)
+        if rows is None:
             return Batch.empty(self.out_schema())
+        self.rows_out += rows.nrows
+        return self.finished(rows, *self.groups(rows))
+
+    def take_rows(self, partition: int) -> Batch | None:
+        """The rows that were merged for a partition, which are given back with it; None if there are none."""
+        found = [p.part(partition) for p in self.merged if p.covers(partition)]
+        found = [b for b in found if b.nrows]
+        self.merged = without(self.merged, partition)
+        if not found:
+            return None
         rows = Batch.concat(found)
         given = min(self.merged_nbytes, rows.nbytes)
         self.merged_nbytes -= given
         self._hold(-given)
-        self.rows_out += rows.nrows
-        return self.finished(rows, *self.groups(rows))
+        return rows
 
     def finished(self, rows: Batch, order: Index, starts: Index) -> Batch:
         """What the groups become: a row for each."""
@@ -193,6 +209,8 @@ class KeyedRows:
         """Rows sorted by key, then origin: ``order``, and ``starts (groups + 1,)`` into it."""
         origin = rows[ORIGIN]
         assert isinstance(origin, FixedColumn)
+        if self.order_by:
+            return ordered_groups(rows, self.layout, origin.values, self.order_by, self.descending)
         return sorted_groups(rows, self.layout, origin.values)
 
     def firsts(self, rows: Batch, order: Index, starts: Index) -> Batch:
@@ -204,16 +222,39 @@ def sorted_groups(rows: Batch, layout: KeyLayout, origin: NDArray[np.uint64]) ->
     """Order of rows by key and then origin, and where each group starts in it."""
     if not rows.nrows:
         return np.zeros(0, np.int64), np.zeros(1, np.int64)
+    layout = layout.for_batches(rows)
     words = _with_ranks(rows, layout, encode_keys(rows, layout))
     if bool((origin[1:] >= origin[:-1]).all()):
         order = np.argsort(words[0], kind="stable") if len(words) == 1 else np.lexsort(words[::-1])
     else:
         order = np.lexsort((origin, *words[::-1]))
-    differs = np.zeros(rows.nrows - 1, np.bool_)
+    return order, _starts([w[order] for w in words])
+
+
+def ordered_groups(rows: Batch, layout: KeyLayout, origin: NDArray[np.uint64], then: tuple[str, ...],
+                   descending: tuple[bool, ...]) -> tuple[Index, Index]:
+    """Order of rows by key, then by the columns `then`, then by origin; and where each group starts in it."""
+    names = (*layout.names, *(n for n in then if n not in layout.names))
+    turned = dict(zip(then, descending, strict=True))
+    sort = SortLayout.of(rows.schema, names, [turned.get(n, False) and n not in layout.names for n in names], nulls_in(rows, names))
+    order = order_of(rows, sort, origin)
+    return order, group_starts(rows.select(layout.names).take(order), layout)
+
+
+def group_starts(rows: Batch, layout: KeyLayout) -> Index:
+    """Where each group starts in rows that are sorted by key: ``(groups + 1,)``."""
+    if not rows.nrows:
+        return np.zeros(1, np.int64)
+    layout = layout.for_batches(rows)
+    return _starts(_with_ranks(rows, layout, encode_keys(rows, layout)))
+
+
+def _starts(words: list[NDArray[np.uint64]]) -> Index:
+    n = len(words[0])
+    differs = np.zeros(n - 1, np.bool_)
     for w in words:
-        s = w[order]
-        differs |= s[1:] != s[:-1]
-    return order, np.concatenate([[0], np.flatnonzero(differs) + 1, [rows.nrows]]).astype(np.int64)
+        differs |= w[1:] != w[:-1]
+    return np.concatenate([[0], np.flatnonzero(differs) + 1, [n]]).astype(np.int64)
 
 
 def _with_ranks(rows: Batch, layout: KeyLayout, encoded: KeyWords) -> list[NDArray[np.uint64]]:
@@ -222,12 +263,12 @@ def _with_ranks(rows: Batch, layout: KeyLayout, encoded: KeyWords) -> list[NDArr
     if not encoded.long_count:
         return words
     out: list[NDArray[np.uint64]] = []
-    for name, kind, at in zip(layout.names, layout.types, layout.places, strict=True):
+    for name, kind, at, nullable in zip(layout.names, layout.types, layout.places, layout.nullable, strict=True):
         count = word_count(kind)
-        out += words[at:at + count]
+        out += words[at - nullable:at + count]
         if count > 1:
             strings = as_strings(rows[name])
-            long = np.flatnonzero(strings.ends - strings.starts > 23)
+            long = np.flatnonzero(words[at + 2] & LONG == LONG)
             raw = BytesColumn(strings.starts[long], strings.ends[long], strings.data, False).to_list()
             place = {s: i + 1 for i, s in enumerate(sorted(set(raw)))}
             rank = np.zeros(rows.nrows, np.uint64)

@@ -5,6 +5,8 @@ An outlet lives through::
     rank 0:     begin                                                         combine(payloads of all ranks)
     all ranks:         open -> { take(piece, batch)* } for each piece -> local                              -> result
 
+An outlet may have ``settle(together)`` (`hpcmr.ops.contract.Collective`): it is called on all ranks together, right before `local`.
+
 A *piece* is a split (its index) or a partition (its number). Piece order, and row order within a piece, is the order of the
 result. All batches of a piece come to one rank, one behind the other, before the next piece begins. On a rank the pieces come in
 ascending order where `ascending` is True, else in any order: work that is dealt again may bring an earlier piece after a later one.

@@ -134,7 +134,7 @@ def _segments(parts: list[Partitioned], column: str, partition: int, width: int)
     for p in parts:
         if column not in p.batch.columns:
             continue
-        a, b = p.rows_of(partition)
+        a, b = p.rows_of(partition) if p.first <= partition < p.first + p.count else (0, 0)
         if b > a:
             addresses.append(p.batch[column].values.ctypes.data + 8 * width * a)  # type: ignore[union-attr]
             counts.append(b - a)

@@ -22,7 +22,10 @@ BUCKETS_NBYTES = BUCKET_ROWS * 16 << BUCKET_BITS
 CHUNK_ROWS = 2048
 HOT_SLOTS = 1 << 16
 MISSES_ROWS = 1 << 14
+CHUNK_ROWS_MIN = 64
 ROUND_NBYTES = 96 << 20
+SLACK_NBYTES = 4 << 20
+"""What a batch may bring after the round has been asked for."""
 
 
 @dataclass
@@ -134,15 +137,26 @@ class HotRows:
 
 
 class ChunkRows:
-    """Rows by partition in chunks of one arena, which is used again after each seal."""
+    """Rows by partition in chunks of one arena, which is used again after each seal.
 
-    def __init__(self, source: RawInput, partitions: int) -> None:
+    Parameters
+    ----------
+    source : RawInput
+    partitions : int
+    limit_nbytes : int
+        What a round may hold: chunks get smaller where there are too many partitions for it.
+    """
+
+    def __init__(self, source: RawInput, partitions: int, limit_nbytes: int = 1 << 62) -> None:
         from hpcmr.kernels.scatter import CHUNK_PAD
 
         self.source, self.partitions = source, partitions
-        self.stride = 2 * CHUNK_ROWS + CHUNK_PAD
-        self.nbytes_round = max(ROUND_NBYTES, 4 * partitions * self.stride * 8)
-        self._allocate(self.nbytes_round // (8 * self.stride) + partitions)
+        self.rows = CHUNK_ROWS
+        while self.rows > CHUNK_ROWS_MIN and 16 * self.rows * partitions > limit_nbytes // 4:
+            self.rows //= 2
+        self.stride = 2 * self.rows + CHUNK_PAD
+        self.nbytes_round = max(min(ROUND_NBYTES, limit_nbytes), min(4 * partitions * self.stride * 8, limit_nbytes), 2 * partitions * self.stride * 8)
+        self._allocate((self.nbytes_round + SLACK_NBYTES) // (8 * self.stride) + 1)
         self.packed = np.empty((0, 2), np.uint64)
         self.used = 0
         self.opened = np.full(partitions, -1, np.int64)
@@ -173,7 +187,7 @@ class ChunkRows:
         bits, reached = partition_bits(self.partitions), 0
         while True:
             reached = append_chunks(key_address, stride, np.uint64(key_xor), addresses, strides, reached, count, bits, self.arena, self.stride,
-                                    CHUNK_ROWS, self.opened, self.fill, self.owner, self.used)
+                                    self.rows, self.opened, self.fill, self.owner, self.used)
             self.used = int(self.owner[-1])
             if reached == count:
                 return
@@ -188,11 +202,11 @@ class ChunkRows:
         starts = np.zeros(self.partitions + 1, np.int64)
         open_rows = int(self.fill[self.opened >= 0].sum())
         closed = self.used - int((self.opened >= 0).sum())
-        n = open_rows + closed * CHUNK_ROWS
+        n = open_rows + closed * self.rows
         if len(self.packed) < n:
-            self.packed = np.empty((n * 5 // 4, 2), np.uint64)
+            self.packed = np.empty((n * 9 // 8, 2), np.uint64)
         rows = self.packed[:n]
-        pack_chunks(self.arena, self.stride, CHUNK_ROWS, 2, self.opened, self.fill, self.owner, self.used, starts, rows)
+        pack_chunks(self.arena, self.stride, self.rows, 2, self.opened, self.fill, self.owner, self.used, starts, rows)
         self.opened[:] = -1
         self.fill[:] = 0
         self.used = 0

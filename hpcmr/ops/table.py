@@ -17,6 +17,7 @@ from hpcmr.ops.accumulators import Program
 
 SLOTS_MIN = 1 << 12
 SLOTS_MAX = 1 << 29
+SLOTS_BOUND = 1 << 62          # of a table that nobody has bounded
 LOAD_DENSE = 0.75
 WRAPPED_GROUPS = 1 << 12      # of the last partition, what may have been pushed past the end of a table that is packed in place
 _HUGE_PAGE = 2 << 20
@@ -103,6 +104,7 @@ class GroupTable:
         self.sv = np.empty(MICRO)
         self.dense = dense
         self.slots_sealed = slots_sealed
+        self.slots_max = SLOTS_BOUND
         self._allocate(slots)
 
     def _allocate(self, slots: int) -> None:
@@ -115,6 +117,23 @@ class GroupTable:
     @property
     def nbytes(self) -> int:
         return int(self.T.nbytes + self.wide.nbytes + self.long.nbytes)
+
+    def bound(self, nbytes: int) -> None:
+        """Grow to at most `nbytes`, if batches allow; a table of that size is filled further, and then wants to be sealed."""
+        slots = max(1, nbytes // (8 * self.stride))
+        self.slots_max = max(self.slots, SLOTS_MIN, 1 << slots.bit_length() - 1)
+
+    @property
+    def limit(self) -> int:
+        """Groups that it takes before it grows."""
+        return load_limit(self.slots, self.dense or self.slots >= self.slots_max)
+
+    def fullness(self, rows: int) -> float:
+        """How full a table is that cannot grow, with `rows` more groups: 1 where it should be sealed."""
+        if self.slots < self.slots_max:
+            return 0.0
+        limit = self.limit
+        return float(self.groups[0]) / max(limit - rows, limit // 2)
 
     @property
     def string_places(self) -> NDArray[np.int64]:
@@ -151,7 +170,7 @@ class GroupTable:
 
     def _common(self, program: NDArray[np.int64], origin: np.uint64) -> tuple[Any, ...]:
         """What every kernel that adds rows is told of this table."""
-        return (self.T, self.F, self.stride, self.slots, load_limit(self.slots, self.dense), self.groups, self.init, program, self.wide,
+        return (self.T, self.F, self.stride, self.slots, self.limit, self.groups, self.init, program, self.wide,
                 self.wide_used, self.room, origin, self.js, self.jm, self.so, self.sv, self.long.starts, self.long.ends, self.long.data)
 
     def consume_buckets(self, rows: tuple[Any, ...], program: NDArray[np.int64]) -> int:
@@ -193,8 +212,13 @@ class GroupTable:
 
         if int(self.wide_used[0]) + self.room > len(self.wide):
             self.wide = np.concatenate([self.wide, np.zeros_like(self.wide)])
-        if int(self.groups[0]) + MICRO > load_limit(self.slots, self.dense):
-            self.grow(self.slots * (4 if self.slots < 1 << 21 else 2))
+        if int(self.groups[0]) + MICRO > self.limit:
+            self.grow(self._next_slots(self.slots, 1 << 21))
+
+    def _next_slots(self, slots: int, fast: int) -> int:
+        """Size to grow to: in larger steps while it is small, not past the bound in one."""
+        wanted = slots * (4 if slots < fast else 2)
+        return max(2 * slots, min(wanted, self.slots_max))
 
     def make_wide(self, groups: int) -> int:
         """Room for every sum of so many groups to spill once; returns the wide rows in use now."""
@@ -315,11 +339,21 @@ class StringCounts(GroupTable):
 
     def _tables(self) -> tuple[Any, ...]:
         """What kernels are told of both tables: entries, shift of a hash, limit."""
-        return (self.short, _shift(self.short_slots), load_limit(self.short_slots), self.T, _shift(self.slots), load_limit(self.slots), self.groups)
+        return (self.short, _shift(self.short_slots), self.short_limit, self.T, _shift(self.slots), self.limit, self.groups)
 
     @property
     def nbytes(self) -> int:
         return super().nbytes + int(self.short.nbytes)
+
+    @property
+    def short_limit(self) -> int:
+        return load_limit(self.short_slots, self.short_slots >= self.slots_max)
+
+    def fullness(self, rows: int) -> float:
+        if self.short_slots < self.slots_max:
+            return super().fullness(rows)
+        limit = self.short_limit
+        return max(super().fullness(rows), float(self.groups[2]) / max(limit - rows, limit // 2))
 
     def _run_strings(self, strings: BytesColumn, common: tuple[Any, ...], reached: int) -> int:
         from hpcmr.kernels.count_strings import count_strings
@@ -365,7 +399,7 @@ class StringCounts(GroupTable):
         if self.groups[1] != SHORT_FULL:
             return super().make_room()
         old = self.short
-        self._allocate_short(self.short_slots * (4 if self.short_slots < 1 << 20 else 2))
+        self._allocate_short(self._next_slots(self.short_slots, 1 << 20))
         grow_short(old, self.short, _shift(self.short_slots))
 
     def _everything(self) -> tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.uint64]]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcmr.data.source import Split
-from hpcmr.plan.nodes import Apply, Keyed, Node, Read, chain
+from hpcmr.plan.nodes import Apply, Keyed, Node, Pair, Persist, Read, Union, walk
 
 DIGITS = 32
 
@@ -147,7 +147,12 @@ def plan_fingerprint(node: Node, outlet: tuple[Any, ...] = ()) -> str:
 
     Equal fingerprints mean the same rows in the same order. Labels and lines of the program do not count.
     """
-    return digest_of([_node(item) for item in chain(node)], outlet)
+    places: dict[int, int] = {}
+    items = []
+    for place, item in enumerate(walk(node)):
+        places[id(item)] = place
+        items.append(_node(item, places))
+    return digest_of(items, outlet)
 
 
 def inputs_digest(splits: Sequence[Split]) -> str:
@@ -155,13 +160,20 @@ def inputs_digest(splits: Sequence[Split]) -> str:
     return digest_of([(s.index, s.nbytes, s.where, s.part) for s in splits])
 
 
-def _node(item: Node) -> tuple[Any, ...]:
+def _node(item: Node, places: dict[int, int]) -> tuple[Any, ...]:
+    """What a node is, and where in the list of all nodes those stand that it is made of."""
     if isinstance(item, Read):
         return ("read", item.source.name, item.source.fingerprint())
     if isinstance(item, Apply):
-        return ("apply", item.step.name, item.step.fingerprint())
-    assert isinstance(item, Keyed)
-    return ("keyed", item.operator.name, item.operator.fingerprint(), item.partitions)
+        return ("apply", places[id(item.parent)], item.step.name, item.step.fingerprint())
+    if isinstance(item, Keyed):
+        return ("keyed", places[id(item.parent)], item.operator.name, item.operator.fingerprint(), item.partitions)
+    if isinstance(item, Union):
+        return ("union", *(places[id(p)] for p in item.parents))
+    if isinstance(item, Pair):
+        return ("pair", places[id(item.left)], places[id(item.right)], item.operator.name, item.operator.fingerprint(), item.partitions)
+    assert isinstance(item, Persist)
+    return ("persist", item.kept.digest if item.kept.parent is None else places[id(item.parent)])
 
 
 def code_fingerprint(spec: Path | None, functions: Iterable[Callable[..., Any]] = ()) -> str:

@@ -1,41 +1,36 @@
-"""One action: from a plan to its result, stage by stage."""
+"""One action: from a plan to its result, stage by stage.
+
+The plan is walked from its end: what a node needs is made first, as a `Flow`, and a node that is narrow only adds to it. A wide
+node runs a stage, and its flow is then that of the partitions.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import uuid
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hpcmr._version import __version__
-from hpcmr.data.schema import Schema
 from hpcmr.errors import JobSpecError
 from hpcmr.ops.outlet import Outlet
-from hpcmr.plan.fingerprint import digest_of
-from hpcmr.plan.nodes import Node
-from hpcmr.plan.stages import StageSpec, stages
-from hpcmr.run.context import RunContext
-from hpcmr.run.feed import Feed
-from hpcmr.run.metrics import StageTotals, link
-from hpcmr.run.progress import StageProgress
+from hpcmr.plan.fingerprint import inputs_digest, plan_fingerprint
+from hpcmr.plan.nodes import Keyed, Node, Pair, Persist, Read, Union, walk
+from hpcmr.plan.stages import Segment, segment, stage_count
+from hpcmr.run.context import RunContext, Together
+from hpcmr.run.feed import HeldFeed, OwnFeed, SplitFeed
+from hpcmr.run.flow import Behind, Flow
+from hpcmr.run.metrics import StageTotals, measured
+from hpcmr.run.ordering import SurveyStage
+from hpcmr.run.pairing import Pairing
 from hpcmr.run.report import show_ranks
-from hpcmr.run.stage import StageRun
+from hpcmr.run.stage import HoldStage, KeyedStage, OutletStage, Stage
+from hpcmr.run.uniting import unite
 
 if TYPE_CHECKING:
     from hpcmr.run.session import Session
-
-
-def specs_fingerprint(specs: list[StageSpec], outlet: tuple[Any, ...]) -> str:
-    """Digest of the stages of a plan and of what becomes of their rows: the same as `hpcmr.plan.fingerprint.plan_fingerprint` of the plan."""
-    items: list[tuple[Any, ...]] = []
-    for spec in specs:
-        if spec.source is not None:
-            items.append(("read", spec.source.name, spec.source.fingerprint()))
-        items += [("apply", step.name, step.fingerprint()) for step in spec.steps]
-        if spec.operator is not None:
-            items.append(("keyed", spec.operator.name, spec.operator.fingerprint(), spec.partitions))
-    return digest_of(items, outlet)
 
 
 class Action:
@@ -44,32 +39,51 @@ class Action:
     Attributes
     ----------
     fingerprint : str
+    attempt : str
+        A name for this run of it, the same on all ranks.
+    provenance : dict
+        For the manifest.
+    total : int
+        Stages, as far as it is known.
     totals : list of StageTotals
         On rank 0, after `run`.
     """
 
-    def __init__(self, session: Session, number: int, plan: Node | list[StageSpec], outlet: Outlet) -> None:
-        self.session, self.world, self.number, self.outlet = session, session.world, number, outlet
+    def __init__(self, session: Session, number: int, plan: Node, outlet: Outlet) -> None:
+        self.session, self.world, self.number, self.plan, self.outlet = session, session.world, number, plan, outlet
         self.totals: list[StageTotals] = []
-        self.fingerprint = ""
+        self.stages: list[Stage] = []
+        self._owned: list[Behind] = []          # what must not outlive the action
+        self._inputs: dict[int, Flow] = {}      # by the segment that reads them
+        self._sources: list[Any] = []
+        self.fingerprint, self.total = "", 0
         # The first collective call of an action is an `agree`: a rank that has failed since the last one joins here.
         with self.world.together(f"action {number}"):
-            self.specs = stages(plan) if isinstance(plan, Node) else plan
-            self.fingerprint = specs_fingerprint(self.specs, (outlet.name, outlet.fingerprint()))
-        self._attempt = self._compare()
+            self.fingerprint = plan_fingerprint(plan, (outlet.name, outlet.fingerprint()))
+            self._kept = [n.kept for n in walk(plan) if isinstance(n, Persist)]
+            for kept in self._kept:
+                kept.leave(self.world)
+        self.attempt = self._compare()
+        self.total = stage_count(plan)
+        reads = [n.label for n in walk(plan) if isinstance(n, Read)]
+        self.provenance: dict[str, Any] = {"job": session.name, "fingerprint": self.fingerprint, "inputs": reads, "hpcmr": __version__,
+                                           "code": session.code}
 
     def _compare(self) -> str:
         """Raise unless all ranks are about to do the same; returns a name for this attempt."""
         token = uuid.uuid4().hex[:12]
         if self.world.size == 1:
             return token
-        said = self.world.allgather((self.fingerprint, token))
-        if len({f for f, _ in said}) > 1:
-            raise JobSpecError(self._difference([f for f, _ in said]))
+        said = self.world.allgather((self.fingerprint, token, [k.filled for k in self._kept]))
+        if len({f for f, _, _ in said}) > 1:
+            raise JobSpecError(self._difference([f for f, _, _ in said]))
+        for i, kept in enumerate(self._kept):
+            if not all(filled[i] for _, _, filled in said):      # a rank has dropped its rows: then all make them again
+                kept.drop()
         return said[0][1]
 
     def _difference(self, prints: list[str]) -> str:
-        plans = self.world.allgather(" -> ".join([*(label for s in self.specs for label in s.labels), self.outlet.name]))
+        plans = self.world.allgather(" -> ".join([*(n.label for n in walk(self.plan)), self.outlet.name]))
         groups: dict[tuple[str, str], list[int]] = {}
         for rank, key in enumerate(zip(prints, plans, strict=True)):
             groups.setdefault(key, []).append(rank)
@@ -78,49 +92,111 @@ class Action:
         head = f"ranks came to different plans in action {self.number}{same}; every rank must run the same job with the same values:"
         return "\n".join([head, *lines])
 
-    def _name(self, spec: StageSpec) -> str:
-        return " -> ".join(spec.labels if spec.operator else (*spec.labels, self.outlet.name))
-
     # -- run -------------------------------------------------------------------------------------------------------
 
     def run(self) -> Any:
         """The result, on every rank or on the one that asked for it. Collective: yes."""
-        provenance = {"job": self.session.name, "fingerprint": self.fingerprint, "inputs": [self.specs[0].labels[0]], "hpcmr": __version__,
-                      "code": self.session.code}
-        self._runs = [StageRun(self.session, spec, i + 1, self._name(spec), self._attempt, provenance) for i, spec in enumerate(self.specs)]
-        ctx = RunContext(self.session, 1, self._attempt, provenance)
+        ctx = RunContext(self.session, 1, self.attempt, self.provenance)
         try:
+            whole = segment(self.plan)
+            self._claim(whole)
             done = self.world.on_root(lambda: self.outlet.begin(ctx))
             if done is not None:
                 return done
-            self._stages()
+            self._survey(whole)
+            flow = self.flow(whole)
+            if self.world.rank == 0 and flow.splits is not None:
+                self.provenance["inputs_digest"] = inputs_digest(flow.splits)
+            if self.outlet.ascending and not ends_late(flow):
+                flow = HoldStage(self, flow, "keep", "the rows on the way to the output").run(once=True)
+            OutletStage(self, flow, self.outlet).run()
             return self._result()
         except BaseException:
             self._give_up()
             raise
 
-    def _stages(self) -> None:
-        feed: Feed | None = None
-        schema: Schema | None = None
-        counts: list[list[int]] = []
-        for run in self._runs:
-            feed = run.survey() if feed is None else feed
-            run.prepare(feed, schema, self.outlet if run is self._runs[-1] else None)
-            title = f"stage {run.number} of {len(self._runs)}, {run.name}"
-            total = int(feed.weights.sum()) if feed.dealt else feed.count
-            feed, schema = run.run(StageProgress(self.session.progress, title, total)), run.schema_out
-            if run.number > 1:
-                before = self._runs[run.number - 2]
-                counts.append(before.counts())
-                before.release()
-            run.close()
-        counts.append(self._runs[-1].counts())
-        self._counts = counts
+    def join(self, stage: Stage) -> int:
+        """A stage begins; returns its number."""
+        self.stages.append(stage)
+        self.total = max(self.total, len(self.stages))
+        return len(self.stages)
+
+    def own(self, thing: Behind) -> None:
+        """Something that must be released should the action fail."""
+        self._owned.append(thing)
+
+    def decide(self, what: str) -> None:
+        """Write down, and say, what was decided from measured sizes."""
+        self.session.decisions.append(what)
+        self.session.say(what)
+
+    # -- nodes -----------------------------------------------------------------------------------------------------
+
+    def _claim(self, part: Segment) -> None:
+        """One object reads one thing at a time: where a source is named twice, the second reads through a copy."""
+        if part.source is not None:
+            if any(part.source is s for s in self._sources):
+                part.source = copy.copy(part.source)
+            self._sources.append(part.source)
+        for needed in part.inputs:
+            self._claim(needed)
+
+    def _survey(self, part: Segment) -> None:
+        """Find all inputs before anything runs. Collective: yes."""
+        if part.source is not None:
+            self._inputs[id(part)] = read(self, part.source)
+        for needed in part.inputs:
+            self._survey(needed)
+
+    def flow(self, part: Segment) -> Flow:
+        """The rows of a segment, as far as they can be had without asking for them. Collective: yes."""
+        before = len(part.labels) - len(part.steps)
+        flow = self._head(part).then((), part.labels[:before])
+        for step, label in zip(part.steps, part.labels[before:], strict=True):
+            if getattr(step, "survey", False):
+                flow = SurveyStage(self, flow, step, label).run()
+            else:
+                flow = flow.then([step], [label])
+        return flow
+
+    def _head(self, part: Segment) -> Flow:
+        head = part.head
+        if isinstance(head, Read):
+            return self._inputs[id(part)]
+        if isinstance(head, Keyed):
+            return KeyedStage(self, self.flow(part.inputs[0]), copy.copy(head.operator), head.partitions, head.label).run()
+        if isinstance(head, Union):
+            return unite(self.world, [self.flow(p) for p in part.inputs], head.label)
+        if isinstance(head, Pair):
+            right = self.flow(part.inputs[1])
+            return Pairing(self, copy.copy(head.operator), head.partitions, head.label).run(self.flow(part.inputs[0]), right)
+        assert isinstance(head, Persist)
+        return self._persisted(head, part)
+
+    def _persisted(self, head: Persist, part: Segment) -> Flow:
+        kept = head.kept
+        if not kept.filled:
+            if not part.inputs:
+                raise JobSpecError(f"the rows of {head.label} are gone, and cannot be made again: they are those of an iteration that is over")
+            stage = HoldStage(self, self.flow(part.inputs[0]), head.label, "a persisted table")
+            found = stage.run(dense=True)
+            feed, hold = found.feed, stage.hold
+            assert isinstance(feed, HeldFeed)
+            kept.fill(hold, found.schema, feed.count, feed.mine, feed.nbytes_total, found.pinned, found.splits, self.world)
+            stage.hold = None
+        assert kept.hold is not None
+        feed = HeldFeed(kept.hold, kept.count, kept.mine, kept.nbytes_global, head.label)
+        return Flow(feed, kept.schema, (), (head.label,), (), kept.pinned, kept.splits)
+
+    # -- the end ---------------------------------------------------------------------------------------------------
 
     def _result(self) -> Any:
         """Payloads of all ranks to one, which makes the result; nothing is published before all counts add up."""
         outlet, world = self.outlet, self.world
         root = outlet.root or 0
+        if hasattr(outlet, "settle"):
+            with world.together(f"settle {outlet.name}"):
+                outlet.settle(Together(world))
         with world.together("close the outlet"):
             payload = outlet.local()
         self._conserve()
@@ -134,21 +210,45 @@ class Action:
         return world.bcast(result, root) if outlet.root is None else result
 
     def _conserve(self) -> None:
-        sums = self.world.allreduce(np.array(self._counts, np.int64)).tolist()
-        for run, mine, following in zip(self._runs, sums, [*sums[1:], None], strict=True):
+        sums = self.world.allreduce(np.array([stage.counts() for stage in self.stages], np.int64)).tolist()
+        skipped = {id(stage): mine[2] for stage, mine in zip(self.stages, sums, strict=True)}
+        for stage, mine in zip(self.stages, sums, strict=True):
             # All that an operator made was read if the stage behind it skipped nothing.
-            run.check(mine, finished=following is not None and following[2] == 0)
+            stage.check(mine, finished=stage.reader is not None and skipped[id(stage.reader)] == 0)
 
     def _measure(self) -> None:
-        ranks = self.world.gather(link([run.figures for run in self._runs]), 0)
+        ranks = self.world.gather(measured([stage.figures for stage in self.stages]), 0)
         if ranks is not None:
-            self.totals = [StageTotals.of([rank[i] for rank in ranks]) for i in range(len(self._runs))]
+            self.totals = [StageTotals.of([rank[i] for rank in ranks]) for i in range(len(self.stages))]
 
     def _give_up(self) -> None:
         """After an error: no temporary file stays, and memory is given back."""
         with contextlib.suppress(Exception):
             self.outlet.abandon()
-        for run in self._runs:
-            for end in (run.close, run.release):
-                with contextlib.suppress(Exception):
-                    end()
+        for source in self._sources:
+            with contextlib.suppress(Exception):
+                source.close()
+        for release in [thing.release for thing in self.stages] + [thing.release for thing in self._owned]:
+            with contextlib.suppress(Exception):
+                release()
+
+
+def read(action: Action, source: Any) -> Flow:
+    """The rows of an input. Collective: yes."""
+    world = action.world
+    if getattr(source, "distributed", False):
+        with world.together("look at the arrays"):
+            schema, mine = source.survey_distributed(world.allgather)
+        sums = world.allreduce(np.array([sum(s.nbytes for s in mine)], np.int64))
+        last = world.allreduce(np.array([max((s.index for s in mine), default=-1)], np.int64), "max")
+        return Flow(OwnFeed(source, mine, int(last[0]) + 1, int(sums[0])), schema, splits=None)
+    schema, splits = world.on_root(source.survey)
+    with world.together("open the input"):
+        source.adopt(schema, splits)
+    return Flow(SplitFeed(source, splits), schema, splits=tuple(splits))
+
+
+def ends_late(flow: Flow) -> bool:
+    """Whether pieces that must wait for others, if there are any, are the last ones in their order."""
+    late = [p for group in flow.feed.late for p in group]
+    return late == list(range(flow.feed.count - len(late), flow.feed.count))

@@ -1,8 +1,11 @@
-"""Where the pieces of a stage come from: splits that any rank can read, splits that lie on one rank, partitions that a rank owns."""
+"""Where the pieces of a stage come from: splits that any rank can read, splits or kept rows that lie on one rank, partitions that a
+rank owns, and several of these one behind the other.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import chain, zip_longest
 from typing import Any, Protocol
 
 import numpy as np
@@ -10,9 +13,12 @@ from numpy.typing import NDArray
 
 from hpcmr.data.batch import Batch
 from hpcmr.data.source import BATCH_NBYTES, Source, Split
-from hpcmr.ops.contract import KeyedOperator
+from hpcmr.ops.contract import Collective, KeyedOperator
+from hpcmr.ops.hold import Hold
+from hpcmr.run.deal import deal
 
 SLICE_NBYTES = 4 * BATCH_NBYTES
+PART_BITS = 16       # what steps may make of a row, on average over a split of arrays that lies on two ranks: 65,536 rows
 
 
 class Feed(Protocol):
@@ -29,7 +35,13 @@ class Feed(Protocol):
     weights : (count,) int64
         What pieces cost to read; in bytes for splits, each the same for partitions.
     nbytes_total : int
-        Bytes of the input of the action, which the number of partitions comes from.
+        Bytes of the input that went in, which the number of partitions comes from. From the data alone.
+    shared : bool
+        A piece may lie on several ranks, each of which has some of its rows.
+    again : bool
+        Pieces can be read more than once.
+    late : tuple of tuple of int
+        Pieces that may be read only when all ranks have read all others, in groups: `settle` is called before each.
     """
 
     dealt: bool
@@ -37,12 +49,18 @@ class Feed(Protocol):
     mine: list[int]
     weights: NDArray[np.int64]
     nbytes_total: int
+    shared: bool
+    again: bool
+    late: tuple[tuple[int, ...], ...]
 
     def where(self, piece: int) -> str:
         """Readable name of a piece."""
 
     def row(self, piece: int) -> int:
         """Number of the first row of this rank's share of a piece."""
+
+    def settle(self, group: int, together: Collective) -> None:
+        """All rows before this group of `late` pieces were read, on all ranks. Collective: yes."""
 
     def read(self, piece: int) -> Iterator[Batch]:
         """Batches in row order; their memory may be used again by the next one."""
@@ -57,6 +75,9 @@ class SplitFeed:
     """Splits of a source that any rank can read."""
 
     dealt = True
+    shared = False
+    again = True
+    late: tuple[tuple[int, ...], ...] = ()
 
     def __init__(self, source: Source, splits: list[Split]) -> None:
         self.source = source
@@ -77,6 +98,9 @@ class SplitFeed:
 
     peek = read
 
+    def settle(self, group: int, together: Collective) -> None:
+        """Nothing is late."""
+
     def close(self) -> None:
         self.source.close()
 
@@ -85,6 +109,9 @@ class OwnFeed:
     """Splits of arrays in memory: each lies on one rank, or on neighbouring ones that hold a part each."""
 
     dealt = False
+    shared = True
+    again = True
+    late: tuple[tuple[int, ...], ...] = ()
 
     def __init__(self, source: Any, splits: list[Split], count: int, nbytes_total: int) -> None:
         self.source = source
@@ -105,25 +132,48 @@ class OwnFeed:
 
     peek = read
 
+    def settle(self, group: int, together: Collective) -> None:
+        """Nothing is late."""
+
     def close(self) -> None:
         self.source.close()
 
 
 class PartitionFeed:
-    """Partitions of a keyed operator that this rank owns. Each can be finished once; what was peeked at is kept until it is read.
+    """Partitions of an operator that this rank owns. Each can be finished once; what was peeked at is kept until it is read.
 
     Who opened the operator closes it.
+
+    Parameters
+    ----------
+    operator : KeyedOperator or PairOperator
+    bounds : (size + 1,) int64
+        Who owns what.
+    rank : int
+    nbytes_total : int
+    before : callable, optional
+        Called with a partition before it is finished: what of it lies elsewhere is merged there.
+
+    Attributes
+    ----------
+    rows, nbytes : int
+        Read so far.
     """
 
     dealt = False
+    shared = False
+    again = False
+    late: tuple[tuple[int, ...], ...] = ()
 
-    def __init__(self, operator: KeyedOperator, first: int, stop: int, count: int, nbytes_total: int) -> None:
-        self.operator = operator
-        self.count = count
-        self.mine = list(range(first, stop))
+    def __init__(self, operator: Any, bounds: NDArray[np.int64], rank: int, nbytes_total: int, before: Callable[[int], None] | None = None) -> None:
+        self.operator: KeyedOperator = operator
+        self.count = int(bounds[-1])
+        self.mine = list(range(int(bounds[rank]), int(bounds[rank + 1])))
         self.weights = np.ones(len(self.mine), np.int64)
         self.nbytes_total = nbytes_total
-        self._peeked: dict[int, Batch] = {}
+        self.rows = self.nbytes = 0
+        self._before = before
+        self._peeked: dict[int, tuple[list[Batch], Iterator[Batch]]] = {}
 
     def where(self, piece: int) -> str:
         return f"partition {piece} of {self.count} of {self.operator.name}"
@@ -132,21 +182,86 @@ class PartitionFeed:
         return 0
 
     def read(self, piece: int) -> Iterator[Batch]:
-        batch = self._peeked.pop(piece, None)
+        kept, rest = self._peeked.pop(piece) if piece in self._peeked else ([], self._finished(piece))
+        for batch in chain(kept, rest):
+            self.rows += batch.nrows
+            self.nbytes += batch.nbytes
+            yield batch
+
+    def _finished(self, piece: int) -> Iterator[Batch]:
+        if self._before is not None:
+            self._before(piece)
         blocks = getattr(self.operator, "finish_blocks", None)
-        if batch is None and blocks is not None:
-            found: Iterator[Batch] = blocks(piece)
-            return found
-        return sliced(self.operator.finish(piece) if batch is None else batch)
+        if blocks is None:
+            yield from sliced(self.operator.finish(piece))
+            return
+        for block in blocks(piece):
+            yield from sliced(block)
 
     def peek(self, piece: int) -> Iterator[Batch]:
+        """Its first batches are copied, the rest stays for `read`. A later piece is peeked at when this one is through, if at all."""
         if piece not in self._peeked:
-            # Its memory may be that of the next partition.
-            self._peeked[piece] = _owned(self.operator.finish(piece))
-        return sliced(self._peeked[piece])
+            self._peeked[piece] = [], self._finished(piece)
+        kept, rest = self._peeked[piece]
+        yield from kept
+        for batch in rest:
+            kept.append(owned(batch))
+            yield kept[-1]
+
+    def settle(self, group: int, together: Collective) -> None:
+        """Nothing is late."""
 
     def close(self) -> None:
         self._peeked.clear()
+
+
+class HeldFeed:
+    """Rows that a `Hold` keeps on this rank.
+
+    Parameters
+    ----------
+    hold : Hold
+    count : int
+        Pieces of all ranks.
+    mine : list of int
+        Those of this rank, with or without rows.
+    nbytes_total : int
+    what : str
+        What the rows are, for messages.
+    once : bool
+        They are read once: a piece that was read is dropped.
+    """
+
+    dealt = False
+    shared = True       # or lies nowhere, if it has no rows
+    late: tuple[tuple[int, ...], ...] = ()
+
+    def __init__(self, hold: Hold, count: int, mine: list[int], nbytes_total: int, what: str, once: bool = False) -> None:
+        self.hold, self.count, self.mine, self.nbytes_total = hold, count, mine, nbytes_total
+        self.weights = np.ones(len(mine), np.int64)
+        self.again = not once
+        self._what = what
+
+    def where(self, piece: int) -> str:
+        return f"piece {piece} of {self.count} of {self._what}"
+
+    def row(self, piece: int) -> int:
+        return self.hold.row(piece)
+
+    def peek(self, piece: int) -> Iterator[Batch]:
+        for block in self.hold.read(piece):
+            yield from sliced(block)
+
+    def read(self, piece: int) -> Iterator[Batch]:
+        yield from self.peek(piece)
+        if not self.again:
+            self.hold.drop(piece)
+
+    def settle(self, group: int, together: Collective) -> None:
+        """Nothing is late."""
+
+    def close(self) -> None:
+        """Who holds the rows gives them back."""
 
 
 def sliced(batch: Batch) -> Iterator[Batch]:
@@ -160,5 +275,132 @@ def sliced(batch: Batch) -> Iterator[Batch]:
         yield batch.slice(start, start + step)
 
 
-def _owned(batch: Batch) -> Batch:
+def owned(batch: Batch) -> Batch:
+    """The rows in memory of their own."""
     return batch.take(np.arange(batch.nrows, dtype=np.int64)).compact() if batch.nrows else batch
+
+
+class Through(Protocol):
+    """Steps that rows go through on their way out of a feed; see `hpcmr.run.prepare.Chain`."""
+
+    steps: tuple[Any, ...]
+
+    def through(self, batches: Iterator[Batch], piece: int, row: int) -> Iterator[Batch]: ...
+
+
+class UnionFeed:
+    """The pieces of several feeds, one feed behind the other, each with steps of its own.
+
+    Where some are dealt and others lie on ranks, those that could be dealt are cut up beforehand, by bytes.
+
+    Parameters
+    ----------
+    legs : list of (Feed, Through)
+    rank, size : int
+    """
+
+    def __init__(self, legs: list[tuple[Feed, Through]], rank: int, size: int) -> None:
+        self.feeds = [feed for feed, _ in legs]
+        self._chains = [chain for _, chain in legs]
+        counts = [f.count for f in self.feeds]
+        self._firsts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        self.count = int(self._firsts[-1])
+        self.dealt = all(f.dealt for f in self.feeds)
+        self.shared = any(f.shared for f in self.feeds)
+        self.again = False
+        late = [[[first + p for p in group] for group in f.late] for first, f in zip(self._firsts.tolist(), self.feeds, strict=False)]
+        self.late = tuple(tuple(p for part in group for p in part) for group in zip_longest(*late, fillvalue=[]))
+        self.nbytes_total = sum(f.nbytes_total for f in self.feeds)
+        self.mine: list[int] = []
+        self.weights = np.concatenate([f.weights for f in self.feeds]) if self.dealt else np.zeros(0, np.int64)
+        if not self.dealt:
+            for first, f in zip(self._firsts.tolist(), self.feeds, strict=False):
+                self.mine += [first + p for p in (deal(f.weights, size)[rank] if f.dealt else f.mine)]
+            self.weights = np.ones(len(self.mine), np.int64)
+
+    def _leg(self, piece: int) -> tuple[int, int]:
+        leg = int(np.searchsorted(self._firsts, piece, "right")) - 1
+        return leg, piece - int(self._firsts[leg])
+
+    def where(self, piece: int) -> str:
+        leg, inner = self._leg(piece)
+        return self.feeds[leg].where(inner)
+
+    def row(self, piece: int) -> int:
+        leg, inner = self._leg(piece)
+        row = self.feeds[leg].row(inner)
+        return row << PART_BITS if self._chains[leg].steps else row
+
+    def settle(self, group: int, together: Collective) -> None:
+        for feed in self.feeds:
+            if group < len(feed.late):
+                feed.settle(group, together)
+
+    def read(self, piece: int) -> Iterator[Batch]:
+        leg, inner = self._leg(piece)
+        return self._chains[leg].through(self.feeds[leg].read(inner), inner, self.feeds[leg].row(inner))
+
+    def peek(self, piece: int) -> Iterator[Batch]:
+        leg, inner = self._leg(piece)
+        return self._chains[leg].through(self.feeds[leg].peek(inner), inner, self.feeds[leg].row(inner))
+
+    def close(self) -> None:
+        for feed in self.feeds:
+            feed.close()
+
+
+class TailFeed:
+    """One piece of rows that are known when all others have been read: what `tail` returns, the same on all ranks."""
+
+    dealt = True
+    shared = False
+    again = False
+    count = 1
+    nbytes_total = 0
+
+    def __init__(self, tail: Callable[[Collective], Batch], groups_before: int) -> None:
+        self._tail = tail
+        self._rows: Batch | None = None
+        self.late: tuple[tuple[int, ...], ...] = (*((),) * groups_before, (0,))
+        self.mine: list[int] = []
+        self.weights = np.ones(1, np.int64)
+
+    def where(self, piece: int) -> str:
+        return "the rows without a partner"
+
+    def row(self, piece: int) -> int:
+        return 0
+
+    def read(self, piece: int) -> Iterator[Batch]:
+        assert self._rows is not None
+        return sliced(self._rows)
+
+    def peek(self, piece: int) -> Iterator[Batch]:
+        return iter(())
+
+    def settle(self, group: int, together: Collective) -> None:
+        if self.late[group]:
+            self._rows = self._tail(together)
+
+    def close(self) -> None:
+        self._rows = None
+
+
+class SomeFeed:
+    """Some pieces of a feed, which keep their numbers; the others are not read.
+
+    `Drive` deals out places in this list of pieces: `numbers` turns them into the feed's own.
+    """
+
+    def __init__(self, feed: Feed, numbers: list[int]) -> None:
+        self._feed = feed
+        self.numbers = numbers
+        self.dealt = feed.dealt
+        self.count = len(numbers)
+        chosen = set(numbers)
+        place = {p: i for i, p in enumerate(numbers)}
+        self.mine = [place[p] for p in feed.mine if p in chosen]
+        self.weights = feed.weights[np.array(numbers, np.int64)] if feed.dealt else np.ones(len(self.mine), np.int64)
+
+    def where(self, piece: int) -> str:
+        return self._feed.where(self.numbers[piece])

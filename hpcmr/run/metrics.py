@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any
 
 from hpcmr.run.memory import status_nbytes
@@ -24,6 +23,8 @@ class StageFigures:
         Into the outlet; of an operator, what it made.
     exchanged_nbytes : int
         Sent to other ranks.
+    spilled_nbytes : int
+        Written to scratch.
     rounds : int
         Exchanges.
     peak_nbytes : int
@@ -39,6 +40,7 @@ class StageFigures:
     rows_out: int = 0
     nbytes_out: int = 0
     exchanged_nbytes: int = 0
+    spilled_nbytes: int = 0
     rounds: int = 0
     peak_nbytes: int = 0
     counters: dict[str, int] = field(default_factory=dict)
@@ -57,6 +59,7 @@ class StageTotals:
     rows_out: int
     nbytes_out: int
     exchanged_nbytes: int
+    spilled_nbytes: int
     rounds: int
     imbalance: float
     peak_nbytes: int
@@ -72,17 +75,15 @@ class StageTotals:
             counters.update(r.counters)
         return cls(first.number, first.name, len(ranks), max(r.seconds for r in ranks), sum(r.rows_in for r in ranks),
                    sum(r.nbytes_in for r in ranks), sum(r.rows_out for r in ranks), sum(r.nbytes_out for r in ranks),
-                   sum(r.exchanged_nbytes for r in ranks),
+                   sum(r.exchanged_nbytes for r in ranks), sum(r.spilled_nbytes for r in ranks),
                    max(r.rounds for r in ranks), max(work) / mean if mean > 0 else 1.0, max(r.peak_nbytes for r in ranks), dict(counters))
 
     def to_json(self) -> dict[str, Any]:
         return dict(self.__dict__)
 
 
-def link(figures: list[StageFigures]) -> list[StageFigures]:
-    """What an operator made is what the next stage read of it; the peak is taken now."""
-    for stage, following in pairwise(figures):
-        stage.rows_out, stage.nbytes_out = following.rows_in, following.nbytes_in
+def measured(figures: list[StageFigures]) -> list[StageFigures]:
+    """The figures of this rank, with the peak of its memory now."""
     for stage in figures:
         stage.peak_nbytes = status_nbytes("VmHWM")
     return figures

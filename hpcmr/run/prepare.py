@@ -20,6 +20,7 @@ from hpcmr.errors import HpcmrError, JobSpecError
 from hpcmr.ops.contract import KeyedOperator, Origin, Step
 from hpcmr.ops.warm import leave_mark, mark_of
 from hpcmr.run.feed import Feed
+from hpcmr.run.through import through
 
 SAMPLE_ROWS = 65536
 SAMPLE_ROWS_IN = 8192    # of a batch, what goes into steps, which may be slow
@@ -33,26 +34,33 @@ class Chain:
     ----------
     schema : Schema
         What comes out, of the operator if there is one, as far as it is known.
+    into_operator : Schema
+        What goes into the operator, once all before it is known; without one the same as `schema`.
     missing : int or None
         The first step whose columns only a sample can tell; the operator counts as the last one.
     """
 
-    def __init__(self, steps: tuple[Step, ...], schema: Schema, operator: KeyedOperator | None = None) -> None:
+    def __init__(self, steps: tuple[Step, ...], schema: Schema, operator: KeyedOperator | None = None,
+                 bound: tuple[int, Schema] | None = None) -> None:
         self.steps = steps
         # An operator that runs a function of the user's is bound, asked and told like a step.
         self._links: tuple[Any, ...] = steps if operator is None else (*steps, operator)
-        self.schema = schema
+        first, self.schema = bound or (0, schema)       # how many steps are bound already, and the columns behind them
+        self.into_operator = self.schema
         self.missing: int | None = None
-        self._bind(0)
+        self._bind(first)
 
     def _bind(self, first: int) -> None:
         for i in range(first, len(self._links)):
+            self.into_operator = self.schema
             found = self._links[i].bind(self.schema)
             if found is None:
                 self.missing = i
                 return
             self.schema = found
         self.missing = None
+        if len(self._links) == len(self.steps):
+            self.into_operator = self.schema
 
     @property
     def complete(self) -> bool:
@@ -74,22 +82,30 @@ class Chain:
         found: list[Schema] = []
         rows = [row] * len(self._links)
         for batch in batches:
-            for i, step in enumerate(self._links):
-                if not batch.nrows:
-                    break
-                origin = Origin(piece, rows[i])
-                rows[i] += batch.nrows
-                if i == self.missing:
-                    schema = step.infer(batch, origin)
-                    if schema is None:
-                        break
-                    self.fix(schema)
-                    found.append(schema)
-                    if self.complete:
-                        return found
-                assert i < len(self.steps)
-                batch = step.apply(batch, origin)
+            if self._learn_from(batch, piece, rows, 0, found):
+                break
         return found
+
+    def _learn_from(self, batch: Batch, piece: int, rows: list[int], first: int, found: list[Schema]) -> bool:
+        """A batch into the link `first`; returns whether nothing is missing any more."""
+        for i in range(first, len(self._links)):
+            if not batch.nrows:
+                return False
+            step, origin = self._links[i], Origin(piece, rows[i])
+            rows[i] += batch.nrows
+            if i == self.missing:
+                schema = step.infer(batch, origin)
+                if schema is None:
+                    return False
+                self.fix(schema)
+                found.append(schema)
+                if self.complete:
+                    return True
+            assert i < len(self.steps)
+            if hasattr(step, "apply_blocks"):
+                return any(self._learn_from(b, piece, rows, i + 1, found) for b in step.apply_blocks(batch, origin))
+            batch = step.apply(batch, origin)
+        return False
 
     def forget(self, missing: int, schema: Schema) -> None:
         """Back to before `learn`: another rank found rows that come before."""
@@ -99,12 +115,7 @@ class Chain:
         """Rows that come out at the end."""
         rows = [row] * len(self.steps)
         for batch in batches:
-            for i, step in enumerate(self.steps):
-                if batch.nrows:
-                    rows[i] += batch.nrows
-                    batch = step.apply(batch, Origin(piece, rows[i] - batch.nrows))
-            if batch.nrows:
-                yield batch
+            yield from through(self.steps, batch, piece, rows)
 
 
 def infer_columns(world: World, chain: Chain, feed: Feed) -> None:
@@ -172,16 +183,25 @@ def sample_of(world: World, chain: Chain, feed: Feed) -> Batch | None:
     Results never depend on it, so that any rows will do: they are looked for in the first few pieces only.
     """
 
+    quick = all(getattr(step, "quick", False) for step in chain.steps)      # then what a filter leaves is worth filling up
+
     def look() -> Batch | None:
         pieces = range(min(feed.count, SAMPLE_PIECES)) if feed.dealt else feed.mine[:SAMPLE_PIECES]
-        rows = SAMPLE_ROWS_IN if chain.steps else SAMPLE_ROWS
+        rows = SAMPLE_ROWS if quick else SAMPLE_ROWS_IN
         for piece in pieces:
+            found: list[Batch] = []
             try:
                 few = (batch.slice(0, rows) for batch in feed.peek(piece))
                 for batch in chain.through(few, piece, feed.row(piece)):
-                    return batch.slice(0, SAMPLE_ROWS).compact()
+                    left = SAMPLE_ROWS - sum(b.nrows for b in found)
+                    # The memory of a batch may be that of the next one.
+                    found.append(batch.take(np.arange(min(left, batch.nrows), dtype=np.int64)).compact())
+                    if not quick or left <= 2 * batch.nrows:
+                        break
             except Exception as error:
                 raise located(error, feed, piece) from error.__cause__
+            if found:
+                return Batch.concat(found)
         return None
 
     return world.on_root(look)

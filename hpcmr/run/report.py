@@ -10,11 +10,11 @@ from hpcmr.run.metrics import StageTotals
 from hpcmr.run.progress import show_seconds
 
 NAME_WIDTH = 44
-HEAD = ("stage", "seconds", "rows in", "rows out", "bytes in", "bytes out", "exchanged", "imbalance", "peak memory")
+HEAD = ("stage", "seconds", "rows in", "rows out", "bytes in", "bytes out", "exchanged", "spilled", "imbalance", "peak memory")
 
 
 def end_table(stages: Sequence[StageTotals]) -> str:
-    """Per stage: seconds, rows and bytes in and out, exchanged bytes, imbalance (max/mean of the ranks' work), peak memory of a rank.
+    """Per stage: seconds, rows and bytes in and out, exchanged bytes, bytes written to scratch, imbalance (max/mean of the ranks' work), peak memory of a rank.
 
     Returns
     -------
@@ -31,7 +31,7 @@ def _row(s: StageTotals) -> tuple[str, ...]:
     if len(name) > NAME_WIDTH:
         name = name[:NAME_WIDTH - 3] + "..."
     return (name, f"{s.seconds:.3f}", f"{s.rows_in:,}", f"{s.rows_out:,}", show_nbytes(s.nbytes_in), show_nbytes(s.nbytes_out),
-            show_nbytes(s.exchanged_nbytes), f"{s.imbalance:.2f}", show_nbytes(s.peak_nbytes))
+            show_nbytes(s.exchanged_nbytes), show_nbytes(s.spilled_nbytes), f"{s.imbalance:.2f}", show_nbytes(s.peak_nbytes))
 
 
 def summary(stages: Sequence[StageTotals], seconds: float, ranks: int) -> str:

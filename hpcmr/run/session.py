@@ -20,12 +20,13 @@ from hpcmr.comm.world import World
 from hpcmr.errors import EXIT_FAILED, HpcmrError
 from hpcmr.ops.outlet import Outlet
 from hpcmr.plan.nodes import Node
-from hpcmr.plan.stages import StageSpec
 from hpcmr.run.action import Action
 from hpcmr.run.memory import budget_of
 from hpcmr.run.metrics import StageTotals
 from hpcmr.run.progress import Progress
 from hpcmr.run.report import end_table, error_report, summary
+from hpcmr.store.scratch import Scratch
+from hpcmr.store.spill import Spool
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -59,14 +60,21 @@ class Session:
         Where progress goes; None: nowhere. Only rank 0 uses it.
     command_line : bool
         Whether the process is ours: a rank whose error the others do not come to hear within `GRACE_S` ends the job.
+    scratch : path, optional
+        Node-local folder for what does not fit in memory; None: Slurm's for the job, ``$TMPDIR``, or the system's.
 
     Attributes
     ----------
     memory : MemoryBudget
+    scratch : Scratch
+    spool : Spool
+        Batches put away by whoever holds them.
     actions : list of Action
         Those that were begun, in order.
     stages : list of StageTotals
         On rank 0: the figures of all stages so far.
+    decisions : list of str
+        What was decided from measured sizes, in order.
     code : str
         Fingerprint of the job's code, kept with what it publishes; empty in library calls.
     fresh : bool
@@ -86,7 +94,7 @@ class Session:
 
     def __init__(self, world: World, run_dir: Path | None = None, memory: str | int | None = None, seed: int = 0,
                  params: Mapping[str, Any] | None = None, *, name: str = "", log: logging.Logger | None = None, progress: Progress | None = None,
-                 command_line: bool = False) -> None:
+                 command_line: bool = False, scratch: str | Path | None = None) -> None:
         self.world = world
         self.run_dir = run_dir
         self.seed = seed
@@ -97,6 +105,7 @@ class Session:
         self.command_line = command_line
         self.actions: list[Action] = []
         self.stages: list[StageTotals] = []
+        self.decisions: list[str] = []
         self.code = ""
         self.fresh = False
         self.outputs: list[dict[str, Any]] = []
@@ -106,19 +115,27 @@ class Session:
         self._began_s = time.monotonic()
         with world.together("share out the memory"):
             self.memory = budget_of(memory, world.node_size)
+        self.scratch = Scratch(scratch)
+        self.spool = self.new_spool()
+        if world.node_rank == 0:
+            self.scratch.sweep()
+
+    def new_spool(self) -> Spool:
+        """Scratch for rows by partition, or for batches."""
+        return Spool(self.scratch)
 
     @property
     def grace_s(self) -> float | None:
         """Seconds that a rank that failed waits for the others; None: as long as any wait."""
         return GRACE_S if self.command_line and self.world.size > 1 else None
 
-    def execute(self, plan: Node | list[StageSpec], outlet: Outlet) -> Any:
+    def execute(self, plan: Node, outlet: Outlet) -> Any:
         """Run a plan into an outlet.
 
         Parameters
         ----------
-        plan : Node or list of StageSpec
-            Its last node, or stages with steps and operators that the run may use up.
+        plan : Node
+            Its last node.
         outlet : Outlet
 
         Returns
@@ -165,7 +182,7 @@ class Session:
         """On rank 0: the table of all stages, and how much was read how fast; empty if nothing ran."""
         if not self.stages:
             return ""
-        return end_table(self.stages) + "\n" + summary(self.stages, time.monotonic() - self._began_s, self.world.size)
+        return "\n".join([end_table(self.stages), *self.decisions]) + "\n" + summary(self.stages, time.monotonic() - self._began_s, self.world.size)
 
     def last_words(self, error: BaseException) -> None:
         """The others do not come to hear of `error`: say it here and end the job. Command line only; does not return."""

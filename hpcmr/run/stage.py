@@ -1,8 +1,9 @@
-"""One stage: its pieces go through the steps into an operator or into the action's outlet."""
+"""Stages: the rows of a flow go through its steps into an operator, into a hold, or into the action's outlet."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
@@ -12,202 +13,180 @@ from hpcmr.data.batch import Batch
 from hpcmr.data.partitioning import partition_count
 from hpcmr.data.schema import Schema
 from hpcmr.errors import ConservationError
-from hpcmr.ops.contract import Origin
+from hpcmr.ops.contract import KeyedOperator, Origin, Step
+from hpcmr.ops.hold import Hold, Pinned
 from hpcmr.ops.outlet import Outlet
-from hpcmr.plan.fingerprint import digest_of, inputs_digest
-from hpcmr.plan.stages import StageSpec
-from hpcmr.run.context import RunContext
+from hpcmr.plan.fingerprint import digest_of
+from hpcmr.run.context import RunContext, Together
 from hpcmr.run.drive import Drive, Tally
-from hpcmr.run.feed import Feed, OwnFeed, PartitionFeed, SplitFeed
+from hpcmr.run.feed import PART_BITS, Feed, HeldFeed, PartitionFeed, SomeFeed
+from hpcmr.run.flow import Flow
 from hpcmr.run.metrics import StageFigures
 from hpcmr.run.prepare import Chain, Kernels, compile_all, infer_columns, sample_of
 from hpcmr.run.progress import StageProgress
-from hpcmr.run.rounds import Shuffle
+from hpcmr.run.rounds import Shuffle, cut_owners
+from hpcmr.run.through import through
 
 if TYPE_CHECKING:
-    from hpcmr.run.session import Session
+    from hpcmr.run.action import Action
+
+Sink = Callable[[int, int, Batch], int]       # piece, row, batch -> how many rows these count as
 
 
-PART_BITS = 16       # what a step may make of a row, on average over a split of arrays that lies on two ranks: 65,536 rows
-
-
-class StageRun:
-    """Runs one `StageSpec` on all ranks.
+class Stage:
+    """What all stages have in common: a flow, its columns, and one pass or two over its pieces.
 
     Parameters
     ----------
-    session : Session
-    spec : StageSpec
-        With steps and operator of its own (`hpcmr.plan.stages.stages` copies them).
-    number : int
-        From 1.
+    action : Action
+    flow : Flow
     name : str
-    attempt : str
-    provenance : dict
+        What happens here, behind the labels of the flow.
+
+    Attributes
+    ----------
+    number : int
+        From 1, in the order in which stages run.
+    tally : Tally
+        Of the pass that gives the stage its result.
     """
 
-    def __init__(self, session: Session, spec: StageSpec, number: int, name: str, attempt: str, provenance: dict[str, Any]) -> None:
-        self.session, self.world, self.spec, self.number, self.name = session, session.world, spec, number, name
-        self._attempt, self._provenance = attempt, provenance
+    def __init__(self, action: Action, flow: Flow, name: str) -> None:
+        self.action, self.session, self.world, self.flow = action, action.session, action.world, flow
+        self.number = action.join(self)
+        self.name = " -> ".join((*flow.labels, name))
+        self.feed: Feed = flow.feed
+        self.steps: tuple[Step, ...] = flow.steps
         self.tally = Tally()
-        self.figures = StageFigures(number, name)
-        self.feed: Feed | None = None
-        self._opened = False
-        self._schema = Schema(())
-        self.schema_out = Schema(())
+        self.seen: Tally | None = None          # of a first pass, where there are two
+        self.figures = StageFigures(self.number, self.name)
+        self.reader: Stage | None = None        # the stage that read what this one made
+        self.operator: KeyedOperator | None = None
+        self.shuffle: Shuffle | None = None     # the rounds of the operator
+        self.ctx = RunContext(self.session, 1, action.attempt, action.provenance)
+        self._pieces = self._numbers = 0
+        self._began = time.monotonic()
 
     # -- the way in ------------------------------------------------------------------------------------------------
 
-    def survey(self) -> Feed:
-        """Find the input. Collective: yes."""
-        source: Any = self.spec.source
-        if getattr(source, "distributed", False):
-            with self.world.together("look at the arrays"):
-                self._schema, mine = source.survey_distributed(self.world.allgather)
-            sums = self.world.allreduce(np.array([sum(s.nbytes for s in mine)], np.int64))
-            last = self.world.allreduce(np.array([max((s.index for s in mine), default=-1)], np.int64), "max")
-            return OwnFeed(source, mine, int(last[0]) + 1, int(sums[0]))
-        self._schema, splits = self.world.on_root(source.survey)
-        if self.world.rank == 0:
-            self._provenance["inputs_digest"] = inputs_digest(splits)
-        with self.world.together("open the input"):
-            source.adopt(self._schema, splits)
-        return SplitFeed(source, splits)
+    def bind(self, operator: Any = None) -> Chain:
+        """Columns of the steps, and of the operator behind them. Collective: yes."""
+        with self.world.together("bind the columns"):
+            chain = Chain(self.steps, self.flow.schema, operator, self.flow.bound)
+        infer_columns(self.world, chain, self.feed)
+        return chain
 
-    def prepare(self, feed: Feed, schema: Schema | None, outlet: Outlet | None) -> None:
-        """Columns, kernels, first memory. Collective: yes.
+    def prepare(self, chain: Chain, sink: Any, ready: Callable[[Batch | None], None], sampled: bool = False) -> None:
+        """Kernels, and the first memory. Collective: yes.
 
         Parameters
         ----------
-        feed : Feed
-        schema : Schema, optional
-            What the stage before makes; None: that of the source.
-        outlet : Outlet, optional
-            Where the rows go if the stage has no operator.
+        chain : Chain
+            Complete.
+        sink : KeyedOperator, Outlet or None
+        ready : callable
+            Opens the sink; given a sample of the rows where `sampled`.
         """
-        spec, operator = self.spec, self.spec.operator
-        self.feed = feed
-        with self.world.together("bind the columns"):
-            self._schema_in = self._schema if schema is None else schema
-            self.chain = Chain(spec.steps, self._schema_in, operator)
-        infer_columns(self.world, self.chain, feed)
-        self.schema_out = self.chain.schema
-        count = (spec.partitions or partition_count(feed.nbytes_total)) if operator else feed.count
-        self.ctx = RunContext(self.session, count, self._attempt, self._provenance)
-        self._notices()
-        self.outlet = outlet
-        kernels = Kernels(self.world, self._kernels_key())
-        things = [*spec.steps, operator or outlet]
+        self._notices(sink)
+        kernels = Kernels(self.world, digest_of([(f.name, str(f.type)) for f in self.flow.schema], [s.fingerprint() for s in chain.steps],
+                                                sink and sink.name, sink and sink.fingerprint()))
+        things = [*chain.steps, *([sink] if sink is not None else [])]
         kernels.load(lambda: compile_all(things), "compile the steps of a stage", things)
-        sample = sample_of(self.world, self.chain, feed) if operator else None
-
-        def ready() -> None:
-            if operator:
-                self._opened = True
-                operator.open(self.ctx, sample)
-            elif outlet:
-                outlet.open(self.ctx, self.schema_out)
-
-        kernels.load(ready, "open a stage")
-        absorb = getattr(operator, "absorb", None)
-        if absorb is not None and self.chain.steps and absorb(self.chain.steps[-1]):
-            self.chain.steps = self.chain.steps[:-1]
+        sample = sample_of(self.world, chain, self.feed) if sampled else None
+        kernels.load(lambda: ready(sample), "open a stage")
         kernels.done()
-        self.shuffle = Shuffle(self.world, operator, self.ctx) if operator else None
 
-    def _kernels_key(self) -> str:
-        """What decides which kernels are needed: columns, and what is done with them."""
-        sink = self.spec.operator or self.outlet
-        return digest_of([(f.name, str(f.type)) for f in self._schema_in], [s.fingerprint() for s in self.spec.steps], sink and sink.name,
-                         self.spec.operator and self.spec.operator.fingerprint())
-
-    def _notices(self) -> None:
-        for thing in (*self.spec.steps, self.spec.operator):
+    def _notices(self, sink: Any) -> None:
+        for thing in (*self.steps, sink):
             notice = getattr(thing, "notice", None)
             if notice:
                 self.ctx.log(notice, once=notice)
 
     # -- the way through -------------------------------------------------------------------------------------------
 
-    def run(self, watch: StageProgress) -> Feed | None:
-        """Drive all pieces through; returns the partitions of the operator, None without one. Collective: yes."""
-        began = time.monotonic()
-        operator, session, feed = self.spec.operator, self.session, self.feed
-        assert feed is not None
-        self._drive = Drive(self.world, feed, self._work, self.tally, round_=self.shuffle.round if self.shuffle else None,
-                            pressure=operator.pressure if operator else None, whole_pieces=getattr(operator, "whole_splits", False),
-                            ascending=self.outlet is not None and operator is None and self.outlet.ascending, watch=watch.update,
-                            grace_s=session.grace_s, last_words=session.last_words)
-        self._drive.run()
-        made = None
-        if operator and self.shuffle:
-            watch.note("exchanging")
-            self.shuffle.round()
-            self.tally.rounds += 1
-            assert self.shuffle.bounds is not None
-            first, stop = self.shuffle.bounds[self.world.rank:self.world.rank + 2].tolist()
-            made = PartitionFeed(operator, first, stop, self.ctx.partitions, feed.nbytes_total)
-        watch.end()
-        self._measure(time.monotonic() - began)
-        return made
+    def go(self, sink: Sink, tally: Tally, *, enough: Callable[[int], bool] | None = None, round_: Callable[[], None] | None = None,
+           pressure: Callable[[], float] | None = None, whole_pieces: bool = False, ascending: bool = False) -> None:
+        """Put all pieces of the feed through the steps into `sink`. Collective: yes."""
+        feed = self.feed
+        late = {p for group in feed.late for p in group}
+        groups: list[Any] = [SomeFeed(feed, [p for p in range(feed.count) if p not in late]) if late else feed]
+        self._watch = StageProgress(self.session.progress, f"stage {self.number} of {self.action.total}, {self.name}", _weight(feed))
+        self._pieces = self._numbers = 0
+        for i, group in enumerate([None, *feed.late]):
+            if group is not None:
+                feed.settle(i - 1, Together(self.world))
+                groups.append(SomeFeed(feed, list(group)))
+            part = groups[-1]
+            numbers = part.numbers if isinstance(part, SomeFeed) else None
+            self._pieces += part.count
+            self._numbers += part.count * (part.count - 1) // 2
+            drive = Drive(self.world, part, self._worker(sink, tally, enough or _never, numbers), tally, round_=round_, pressure=pressure,
+                          whole_pieces=whole_pieces, ascending=ascending, watch=self._watch.update, grace_s=self.session.grace_s,
+                          last_words=self.session.last_words)
+            self._between = drive.between
+            drive.run()
 
-    def _work(self, piece: int) -> None:
-        """One piece, batch by batch, through all steps into the sink."""
-        feed, tally, steps = self.feed, self.tally, self.chain.steps
-        assert feed is not None
-        if self._enough(piece):
-            tally.skipped += 1
-            return
-        row = feed.row(piece)
-        # A split of arrays may lie on two ranks; the upper part's rows come behind all that the steps make of the lower part's.
-        rows = [row] * len(steps) + [row << PART_BITS if steps else row]
-        if feed.dealt:
-            tally.nbytes_in += int(feed.weights[piece])
-        with closing(feed.read(piece)) as batches:      # type: ignore[type-var]
-            for batch in batches:
-                tally.rows_in += batch.nrows
-                if not feed.dealt:
-                    tally.nbytes_in += batch.nbytes
-                for i, step in enumerate(steps):
-                    n = batch.nrows
-                    if not n:
-                        break
-                    batch = step.apply(batch, Origin(piece, rows[i]))
-                    rows[i] += n
-                if batch.nrows:
-                    self._sink(piece, batch, rows[-1])
-                    rows[-1] += batch.nrows
-                self._drive.between()
-                if self._enough(piece):
-                    tally.skipped += 1
-                    return
+    def _worker(self, sink: Sink, tally: Tally, enough: Callable[[int], bool], numbers: list[int] | None) -> Callable[[int], None]:
+        """``work(place)`` of `Drive`: one piece, batch by batch, through all steps into the sink."""
+        feed, steps = self.feed, self.steps
 
-    def _enough(self, piece: int) -> bool:
-        return self.outlet is not None and self.outlet.enough(piece)
+        def work(place: int) -> None:
+            piece = place if numbers is None else numbers[place]
+            if enough(piece):
+                tally.skipped += 1
+                return
+            row = feed.row(piece)
+            # A split of arrays may lie on two ranks; the upper part's rows come behind all that the steps make of the lower part's.
+            rows = [row] * len(steps) + [row << PART_BITS if steps else row]
+            if feed.dealt:
+                tally.nbytes_in += int(feed.weights[piece])
+            with closing(feed.read(piece)) as batches:      # type: ignore[type-var]
+                for batch in batches:
+                    tally.rows_in += batch.nrows
+                    if not feed.dealt:
+                        tally.nbytes_in += batch.nbytes
+                    for made in through(steps, batch, piece, rows):
+                        tally.rows_out += sink(piece, rows[-1], made)
+                        rows[-1] += made.nrows
+                        self._between()
+                    self._between()
+                    if enough(piece):
+                        tally.skipped += 1
+                        return
 
-    def _sink(self, piece: int, batch: Batch, row: int) -> None:
-        self.tally.rows_out += batch.nrows
-        if self.spec.operator:
-            rows = self.spec.operator.consume(batch, Origin(piece, row))
-            self.tally.rows_out += 0 if rows is None else rows - batch.nrows
-        elif self.outlet:
-            self.tally.nbytes_out += batch.nbytes
-            self.outlet.take(piece, batch)
+        return work
 
     # -- the way out -----------------------------------------------------------------------------------------------
 
-    def _measure(self, seconds: float) -> None:
-        figures, tally = self.figures, self.tally
-        figures.seconds, figures.work_s, figures.rows_in, figures.rows_out = seconds, tally.work_s, tally.rows_in, tally.rows_out
-        figures.nbytes_in, figures.nbytes_out, figures.rounds = tally.nbytes_in, tally.nbytes_out, tally.rounds
-        figures.exchanged_nbytes = self.shuffle.stats.nbytes_sent if self.shuffle else 0
+    def done(self, exchanged_nbytes: int = 0) -> None:
+        """The flow has been read: write down what it took, and let go of what it was read from."""
+        figures, tally, first = self.figures, self.tally, self.seen or self.tally
+        figures.seconds, figures.work_s = time.monotonic() - self._began, tally.work_s + (self.seen.work_s if self.seen else 0)
+        figures.rows_in, figures.nbytes_in, figures.rows_out, figures.nbytes_out = first.rows_in, first.nbytes_in, tally.rows_out, tally.nbytes_out
+        figures.rounds, figures.exchanged_nbytes = tally.rounds, exchanged_nbytes
         figures.counters = dict(self.ctx.counters)
+        self._watch.end()
+        for thing in self.flow.behind:
+            thing.taken_by(self)
+        self.close()
+
+    def close(self) -> None:
+        """Done with the way in."""
+        self.flow.feed.close()
+
+    def release(self) -> None:
+        """Done with what the stage made."""
+        if self.shuffle is not None:
+            self.shuffle.close()
 
     def counts(self) -> list[int]:
-        """What must add up: pieces, the sum of their numbers, pieces skipped, rows to the sink, rows that the operator took in and gave out."""
-        operator, tally = self.spec.operator, self.tally
-        rows = [getattr(operator, "rows_in", tally.rows_out), getattr(operator, "rows_out", 0)]
-        return [tally.pieces, tally.pieces_sum, tally.skipped, tally.rows_out, *rows]
+        """What must add up: pieces, the sum of their numbers, pieces skipped, rows to the sink, of a first pass too, and rows that the
+        operator took in and gave out.
+        """
+        tally = self.tally
+        seen = tally.rows_out if self.seen is None else self.seen.rows_out
+        rows = [getattr(self.operator, "rows_in", tally.rows_out), getattr(self.operator, "rows_out", 0)]
+        return [tally.pieces, tally.pieces_sum, tally.skipped, tally.rows_out, seen, *rows]
 
     def check(self, sums: list[int], finished: bool) -> None:
         """Compare the sums of `counts` over all ranks. Collective: no, but all ranks find the same.
@@ -216,21 +195,19 @@ class StageRun:
         ----------
         sums : list of int
         finished : bool
-            Whether the next stage read all that the operator made.
+            Whether all that the operator made was read.
 
         Raises
         ------
         ConservationError
         """
-        pieces, numbers, _, rows_out, consumed, counted = sums
-        feed = self.feed
-        assert feed is not None
-        n = feed.count
-        if not isinstance(feed, OwnFeed):       # a split of arrays may lie on two ranks
-            self._same("pieces of input", n, pieces)
-            self._same("the sum of their numbers", n * (n - 1) // 2, numbers)
+        pieces, numbers, _, rows_out, seen, consumed, counted = sums
+        if not self.feed.shared:       # a split of arrays may lie on two ranks
+            self._same("pieces of input", self._pieces, pieces)
+            self._same("the sum of their numbers", self._numbers, numbers)
+        self._same("rows of the second pass", seen, rows_out)
         self._same("rows taken in by the operator", rows_out, consumed)
-        check = getattr(self.spec.operator, "check", None)
+        check = getattr(self.operator, "check", None)
         if check is not None and finished:
             check(consumed, counted)
 
@@ -239,15 +216,274 @@ class StageRun:
             raise ConservationError(f"stage {self.number} ({self.name}): {what} should be {expected:,} and are {found:,}; "
                                     "this is a defect of hpcmr, please report it")
 
-    def close(self) -> None:
-        """Done with the way in."""
-        if self.feed is not None:
-            self.feed.close()
-        elif self.spec.source is not None:
-            self.spec.source.close()
+
+def _weight(feed: Feed) -> int:
+    return int(feed.weights.sum()) if feed.dealt else feed.count
+
+
+def _never(piece: int) -> bool:
+    return False
+
+
+class OutletStage(Stage):
+    """The last stage: into the action's outlet."""
+
+    def __init__(self, action: Action, flow: Flow, outlet: Outlet) -> None:
+        super().__init__(action, flow, outlet.name)
+        self.outlet = outlet
+
+    def run(self) -> None:
+        """Collective: yes."""
+        outlet = self.outlet
+        chain = self.bind()
+        self.ctx.partitions = self.feed.count
+        self.prepare(chain, outlet, lambda _: outlet.open(self.ctx, chain.schema))
+        self.go(self._sink, self.tally, enough=outlet.enough, ascending=outlet.ascending)
+        self.done()
+
+    def _sink(self, piece: int, row: int, batch: Batch) -> int:
+        self.tally.nbytes_out += batch.nbytes
+        self.outlet.take(piece, batch)
+        return batch.nrows
+
+
+class HoldStage(Stage):
+    """Rows are kept on the ranks that make them.
+
+    Parameters
+    ----------
+    what : str
+        What they are, for messages.
+    """
+
+    def __init__(self, action: Action, flow: Flow, name: str, what: str) -> None:
+        super().__init__(action, flow, name)
+        self.what = what
+        self.hold: Hold | None = None
+
+    def run(self, chain: Chain | None = None, once: bool = False, observe: Callable[[Batch, Origin], None] | None = None,
+            dense: bool = False) -> Flow:
+        """The kept rows as a flow. Collective: yes.
+
+        Parameters
+        ----------
+        chain : Chain, optional
+            The flow's steps, bound by somebody else.
+        once : bool
+            The rows will be read once.
+        observe : callable, optional
+            Sees each batch, too.
+        dense : bool
+            Number the rows of each piece from 0 without gaps. Else they keep the origins that `observe` saw.
+        """
+        chain = chain or self.bind()
+
+        def ready(_: Batch | None) -> None:
+            self.hold = Hold(self.ctx, self.what)
+
+        self.prepare(chain, None, ready)
+        hold = self.hold
+        assert hold is not None
+
+        def sink(piece: int, row: int, batch: Batch) -> int:
+            hold.take(piece, row, batch)
+            if observe is not None:
+                observe(batch, Origin(piece, row))
+            return batch.nrows
+
+        self.go(sink, self.tally)
+        with self.world.together("keep rows on the ranks"):
+            hold.seal()
+        if dense and self.feed.shared:
+            number_rows(self, hold)
+        self.tally.nbytes_out = hold.nbytes
+        pinned = self.flow.pinned_behind()
+        feed = held_feed(self, hold, pinned, once)
+        self.done()
+        return Flow(feed, chain.schema, (), (self.what,), (self,), pinned, self.flow.splits)
 
     def release(self) -> None:
-        """Done with what the operator made."""
-        if self._opened and self.spec.operator:
-            self._opened = False
-            self.spec.operator.close()
+        if self.hold is not None:
+            self.hold.close()
+
+    def taken_by(self, stage: Stage) -> None:
+        self.release()
+
+
+def number_rows(stage: Stage, hold: Hold) -> None:
+    """Where parts of a piece lie on several ranks: the rows of each begin where those of the part before it end. Collective: yes."""
+    mine = [(piece, hold.row(piece), hold.nrows(piece), stage.world.rank) for piece in hold.pieces]
+    ends: dict[int, int] = {}
+    for piece, _, nrows, rank in sorted(part for parts in stage.world.allgather(mine) for part in parts):
+        if rank == stage.world.rank:
+            hold.number(piece, ends.get(piece, 0))
+        ends[piece] = ends.get(piece, 0) + nrows
+
+
+def held_feed(stage: Stage, hold: Hold, pinned: Pinned | None, once: bool) -> HeldFeed:
+    """What a stage put into `hold`, as a feed. Its pieces are those of the stage's feed. Collective: yes."""
+    sums = stage.world.allreduce(np.array([hold.nbytes], np.int64))
+    mine = hold.pieces
+    if pinned is not None:        # partitions belong to somebody whether they have rows or not
+        mine = list(range(int(pinned.bounds[stage.world.rank]), int(pinned.bounds[stage.world.rank + 1])))
+    return HeldFeed(hold, stage.feed.count, mine, int(sums[0]), stage.name, once)
+
+
+class KeyedStage(Stage):
+    """Into a keyed operator, in rounds, so that each partition ends at its owner.
+
+    Parameters
+    ----------
+    partitions : int or None
+        Their number, if somebody asked for one.
+    """
+
+    def __init__(self, action: Action, flow: Flow, operator: KeyedOperator, partitions: int | None, label: str) -> None:
+        super().__init__(action, flow, label)
+        self.operator = operator
+        self._wish = partitions
+        self._open = False
+        self._kept: Hold | None = None
+        self._made: PartitionFeed | None = None
+        self._final: list[int] | None = None
+
+    def run(self) -> Flow:
+        """The partitions as a flow. Collective: yes."""
+        operator: Any = self.operator
+        nbytes_total = self.feed.nbytes_total
+        chain = self.bind(operator)
+        pinned = self._reused(chain)
+        self.ctx.partitions = pinned.count if pinned else self._wish or partition_count(nbytes_total)
+
+        def ready(sample: Batch | None) -> None:
+            self._open = True
+            operator.open(self.ctx, sample)
+
+        self.prepare(chain, operator, ready, sampled=True)
+        bounds = pinned.bounds if pinned else None
+        if getattr(operator, "survey", False):
+            bounds = self._survey(bounds)
+        else:
+            self._absorb()
+        shuffle = self.shuffle = Shuffle(self.world, operator, self.ctx, bounds)
+        into_operator(self, operator, shuffle)
+        if not getattr(operator, "survey", False):
+            settle(self, operator)
+        last_round(self, shuffle)
+        self.done(shuffle.stats.nbytes_sent)
+        assert shuffle.bounds is not None
+        made = PartitionFeed(operator, shuffle.bounds, self.world.rank, nbytes_total, shuffle.bring)
+        self._made = made
+        return Flow(made, chain.schema, (), (), (self,), partitions_of(operator, chain.schema, shuffle.bounds), self.flow.splits)
+
+    def _reused(self, chain: Chain) -> Pinned | None:
+        """The partitions that rows lie in already, if they are those that the operator wants."""
+        keys = getattr(self.operator, "keys", None)
+        pinned = self.flow.pinned_behind()
+        if pinned is None or keys is None or self._wish not in (None, pinned.count) or not getattr(self.operator, "partitioned_by", None):
+            return None
+        return pinned if pinned.fits(tuple(keys), chain.into_operator) else None
+
+    def _absorb(self) -> None:
+        absorb = getattr(self.operator, "absorb", None)
+        if absorb is not None and self.steps and absorb(self.steps[-1]):
+            self.steps = self.steps[:-1]
+
+    def _survey(self, bounds: Any) -> Any:
+        """The first of two passes; returns owners, if the operator can tell what they would get."""
+        operator: Any = self.operator
+        self.seen = Tally()
+        self._kept = survey(self, operator)
+        settle(self, operator)
+        return owners(self, [operator]) if bounds is None else bounds
+
+    def done(self, exchanged_nbytes: int = 0) -> None:
+        super().done(exchanged_nbytes)
+        if self._kept is not None:
+            self._kept.close()
+
+    def taken_by(self, stage: Stage) -> None:
+        self.reader = stage
+        assert self._made is not None
+        self.figures.rows_out, self.figures.nbytes_out = self._made.rows, self._made.nbytes
+        self._final = self.counts()
+        self.release()
+
+    def counts(self) -> list[int]:
+        return self._final or super().counts()
+
+    def release(self) -> None:
+        super().release()
+        if self._kept is not None:
+            self._kept.close()
+        if self._open and self.operator is not None:
+            self._open = False
+            self.operator.close()
+
+
+def survey(stage: Stage, operator: Any) -> Hold | None:
+    """All rows of a stage once past `operator.observe`. Collective: yes.
+
+    They are read again where that is cheap. Else they are kept, and the stage's feed and steps are then those of the kept rows.
+    """
+    assert stage.seen is not None
+    hold = None if stage.flow.repeatable else Hold(stage.ctx, f"the input of {operator.name}")
+
+    def sink(piece: int, row: int, batch: Batch) -> int:
+        operator.observe(batch, Origin(piece, row))
+        if hold is not None:
+            hold.take(piece, row, batch)
+        return batch.nrows
+
+    try:
+        stage.go(sink, stage.seen)
+        if hold is None:
+            return None
+        with stage.world.together("keep rows on the ranks"):
+            hold.seal()
+    except BaseException:
+        if hold is not None:
+            hold.close()
+        raise
+    stage.feed = held_feed(stage, hold, None, once=True)
+    stage.steps = ()
+    return hold
+
+
+def settle(stage: Stage, *operators: Any) -> None:
+    """Call `settle` of those that have one. Collective: yes."""
+    for operator in operators:
+        if hasattr(operator, "settle"):
+            with stage.world.together(f"settle {operator.name}"):
+                operator.settle(Together(stage.world))
+
+
+def owners(stage: Stage, operators: list[Any]) -> Any:
+    """Owner bounds from the bytes that the operators expect; None if they cannot tell. Collective: yes."""
+    found = [o.weights() for o in operators if hasattr(o, "weights")]
+    known = [w for w in found if w is not None]
+    return cut_owners(stage.world, sum(known[1:], known[0])) if known else None
+
+
+def into_operator(stage: Stage, operator: Any, shuffle: Shuffle) -> None:
+    """All pieces of a stage into a keyed operator, with rounds of the exchange when it wants them. Collective: yes."""
+
+    def sink(piece: int, row: int, batch: Batch) -> int:
+        rows = operator.consume(batch, Origin(piece, row))
+        return batch.nrows if rows is None else int(rows)
+
+    stage.go(sink, stage.tally, round_=shuffle.round, pressure=shuffle.pressure, whole_pieces=getattr(operator, "whole_splits", False))
+
+
+def last_round(stage: Stage, shuffle: Shuffle) -> None:
+    """What is left in the operator goes to the owners. Collective: yes."""
+    stage._watch.note("exchanging")
+    shuffle.round(last=True)
+    stage.tally.rounds += 1
+    shuffle.end()
+
+
+def partitions_of(operator: Any, schema: Schema, bounds: Any) -> Pinned | None:
+    """The partitions of an operator's result, if they are those of a hash that others use too."""
+    keys = getattr(operator, "partitioned_by", None)
+    return Pinned(tuple(keys), tuple(str(schema[k].type) for k in keys), bounds) if keys else None

@@ -15,12 +15,15 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
 from hpcmr.errors import Refused
 
 MANIFEST = "manifest.json"
+OWNER = "owner"
+"""Who uses a folder of scratch: see `hpcmr.store.scratch`."""
 VALID = "%valid"
 """Suffix of the array that tells which rows are not null; `%` in a column's own name is escaped, so it cannot be mistaken."""
 
@@ -66,6 +69,21 @@ def set_aside(folder: Path, attempt: str) -> Path:
 def export_staging(path: Path, attempt: str) -> Path:
     """Where an exported file is written before it is renamed to `path`."""
     return _beside(path, attempt, "tmp")
+
+
+def scratch_home(base: Path) -> Path:
+    """The folder of this user in a place that others use as well."""
+    return base / f"hpcmr-{os.geteuid()}"
+
+
+def scratch_run(home: Path, token: str) -> Path:
+    """The folder of one process."""
+    return home / f"run-{token}"
+
+
+def spill_name(number: int) -> str:
+    """A file of rows that did not fit in memory."""
+    return f"spill-{number:06d}.h5"
 
 
 def _beside(path: Path, attempt: str, suffix: str) -> Path:

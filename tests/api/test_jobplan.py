@@ -10,14 +10,14 @@ import pytest
 from hpcmr.api.jobfile import parse_settings, read_job_file
 from hpcmr.api.jobplan import functions_of, table_of
 from hpcmr.errors import JobSpecError
-from hpcmr.plan.nodes import Apply, Keyed, Node, Read, chain
+from hpcmr.plan.nodes import Apply, Keyed, Node, Read, walk
 
 WORDS = '[input]\npaths="*.txt"\n[map]\nfunction="words"\n[reduce]\nfunction="sum"\n'
 
 
 def plan(folder: Path, text: str, *settings: str) -> list[Node]:
     (folder / "j.toml").write_text(text)
-    return chain(table_of(read_job_file(folder / "j.toml", parse_settings(list(settings))))._node)
+    return walk(table_of(read_job_file(folder / "j.toml", parse_settings(list(settings))))._node)
 
 
 def read_of(nodes: list[Node]) -> Any:

@@ -10,7 +10,7 @@ import pytest
 import hpcmr as mr
 from hpcmr.errors import JobSpecError
 from hpcmr.plan.fingerprint import plan_fingerprint
-from hpcmr.plan.nodes import Apply, Keyed, chain
+from hpcmr.plan.nodes import Apply, Keyed, walk
 
 
 def lines() -> mr.Table:
@@ -18,7 +18,7 @@ def lines() -> mr.Table:
 
 
 def labels(table: mr.Table) -> list[str]:
-    return [n.label for n in chain(table._node)]
+    return [n.label for n in walk(table._node)]
 
 
 def half(row: Any) -> Any:
@@ -35,8 +35,8 @@ def test_operations_are_lazy_and_leave_the_table_alone() -> None:
 
 def test_every_node_knows_the_line_that_made_it() -> None:
     table = lines().map(half)
-    assert [n.where.partition(":")[0] for n in chain(table._node)] == ["test_table.py"] * 2
-    assert chain(table._node)[1].where.rpartition(":")[2].isdigit()
+    assert [n.where.partition(":")[0] for n in walk(table._node)] == ["test_table.py"] * 2
+    assert walk(table._node)[1].where.rpartition(":")[2].isdigit()
 
 
 def test_aggregates_and_their_names() -> None:

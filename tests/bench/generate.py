@@ -1,8 +1,9 @@
-"""The benchmark's inputs: ``python tests/bench/generate.py [W1 W2a W2b W2c] [--scale 1.0]``, about 11 GB in ``$HPCMR_BENCH/data``.
+"""The benchmark's inputs: ``python tests/bench/generate.py [W1 W2a W2b W2c W3a W3b] [--scale 1.0]``, about 17 GB in ``$HPCMR_BENCH/data``.
 
 W1: 1 GB of words, Zipf over a million. W2a, b, c: 100 million rows of (k int64, v float64): a million even keys, Zipf 1.2 keys, 50 million
 distinct keys; as HDF5 for us and Parquet for the peers. Values are multiples of 2^-10, so that every sum is exact and all results can be
-compared; W2r has the keys of W2a and values whose sums do round. Needs numpy, h5py and pyarrow.
+compared; W2r has the keys of W2a and values whose sums do round. W3a: 100 million rows of a random key and a payload (k, p int64). W3b: 10
+million records of 100 bytes with a key of 10, as text, HDF5 (``rec``) and Parquet (k, p). Needs numpy, h5py and pyarrow.
 """
 
 from __future__ import annotations
@@ -98,12 +99,62 @@ def w2(name: str, scale: float) -> None:
     table(name, scrambled(ids), rng.normal(size=n) if name == "W2r" else even_values(rng, n))
 
 
+def w3a(scale: float) -> None:
+    n = int(100e6 * scale)
+    columns({"k": np.random.default_rng([SEED, 3, 1]).integers(0, 1 << 62, n), "p": np.arange(n)}, "W3a")
+
+
+def columns(named: dict[str, np.ndarray], name: str) -> None:
+    import h5py
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    folder = DATA / f"{name}.parquet"
+    folder.mkdir(parents=True, exist_ok=True)
+    n = len(next(iter(named.values())))
+    for i, (a, b) in enumerate(pairwise([n * i // FILES for i in range(FILES + 1)])):
+        part = pa.table({k: v[a:b] for k, v in named.items()})
+        pq.write_table(part, folder / f"part{i:02d}.parquet", compression="none", use_dictionary=False, row_group_size=1 << 20)
+    with h5py.File(DATA / f"{name}.h5", "w") as f:
+        for k, v in named.items():
+            f[k] = v
+
+
+def w3b(scale: float) -> None:
+    """Records as of gensort: 10 printable bytes of key, the row's number in hexadecimal, filler, CR LF."""
+    import h5py
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    n = int(10e6 * scale)
+    rng = np.random.default_rng([SEED, 3, 2])
+    a = np.full((n, 100), 32, np.uint8)
+    a[:, :10] = rng.integers(33, 127, (n, 10), dtype=np.uint8)
+    digits, ids = np.frombuffer(b"0123456789ABCDEF", np.uint8), np.arange(n)
+    a[:, 12:44] = 48
+    for j in range(8):
+        a[:, 43 - j] = digits[(ids >> (4 * j)) & 15]
+    a[:, 46:98] = np.repeat(rng.integers(65, 91, (n, 13), dtype=np.uint8), 4, axis=1)
+    a[:, 98:] = 13, 10
+    a.tofile(DATA / "W3b.dat")
+    with h5py.File(DATA / "W3b.h5", "w") as f:
+        f["rec"] = a
+    folder = DATA / "W3b.parquet"
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(FILES):
+        b = a[n * i // FILES:n * (i + 1) // FILES]
+        k, v = (pa.Array.from_buffers(pa.binary(w), len(b), [None, pa.py_buffer(np.ascontiguousarray(c))]).cast(pa.binary())
+                for w, c in ((10, b[:, :10]), (90, b[:, 10:])))
+        pq.write_table(pa.table({"k": k, "p": v}), folder / f"part{i:02d}.parquet", compression="none", use_dictionary=False, row_group_size=1 << 18)
+
+
 def main() -> None:
-    makers: dict[str, Any] = {"W1": w1, **{n: (lambda s, n=n: w2(n, s)) for n in ("W2a", "W2b", "W2c", "W2r")}}
+    makers: dict[str, Any] = {"W1": w1, **{n: (lambda s, n=n: w2(n, s)) for n in ("W2a", "W2b", "W2c", "W2r")}, "W3a": w3a, "W3b": w3b}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("works", nargs="*", default=list(makers))
     parser.add_argument("--scale", type=float, default=1.0)
     args = parser.parse_args()
+    DATA.mkdir(parents=True, exist_ok=True)
     for work in args.works:
         makers[work](args.scale)
         print(work, flush=True)

@@ -22,6 +22,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = Path(os.environ.get("HPCMR_BENCH", Path(tempfile.gettempdir()) / "hpcmr-bench"))
 WORKS = ("W1", "W2a", "W2b", "W2c")
 BARS = {"W1": 5.0, "W2a": 2.5, "W2b": 2.0, "W2c": 2.5}
+MEMORY_BAR = 3.0        # a budget of a tenth of the input, against no limit
 
 
 def warm(work: str) -> None:
@@ -33,11 +34,12 @@ def warm(work: str) -> None:
                     pass
 
 
-def ours(work: str, python: str, ranks: int, end: str) -> dict[str, Any]:
+def ours(work: str, python: str, ranks: int, end: str, memory: str | None = None) -> dict[str, Any]:
     """One job in fresh processes; ``wall`` is from the launcher's start to its end."""
     with tempfile.TemporaryDirectory(dir=ROOT) as folder:
         log = Path(folder) / "log"
         command = [python, "-m", "hpcmr", "launch", "-n", str(ranks), "job", str(HERE / "ours.py"), "-q", "--run-dir", f"{folder}/run"]
+        command += ["--memory", memory, "--scratch", f"{folder}/scratch"] if memory else []
         for key, value in {"work": work, "data": ROOT / "data", "log": log, "end": end}.items():
             command += ["--set", f"{key}='{value}'"]
         began = time.perf_counter()
@@ -86,6 +88,24 @@ def measure(work: str, args: argparse.Namespace) -> bool:
     return len(checks) == 1
 
 
+def measure_memory(work: str, args: argparse.Namespace) -> bool:
+    """The same job with and without a budget, its rows looked at and let go; returns whether all checks agree."""
+    warm(work)
+    ours(work, args.python, args.ranks, "drop")
+    budgets: list[str | None] = [None, args.memory]
+    found: dict[str | None, list[dict[str, Any]]] = {m: [] for m in budgets}
+    for _ in range(args.reps):
+        for m in budgets:
+            found[m].append(ours(work, args.python, args.ranks, "drop", m))
+    med = {m: {k: statistics.median(r[k] for r in rs) for k in ("seconds", "wall", "peak_mb")} for m, rs in found.items()}
+    for m in budgets:
+        runs_s = " ".join(f"{r['seconds']:.2f}" for r in found[m])
+        print(f"{work:5} {m or 'in memory':18} {med[m]['seconds']:8.3f} s {med[m]['wall']:7.2f} {med[m]['peak_mb']:8.0f} MB   {runs_s}", flush=True)
+    ratio = med[args.memory]["seconds"] / med[None]["seconds"]
+    print(f"      bar {MEMORY_BAR:.1f}x: {'met' if ratio <= MEMORY_BAR else 'NOT met'} ({ratio:.2f}x)", flush=True)
+    return len({r["check"] for rs in found.values() for r in rs}) == 1
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("works", nargs="*", default=list(WORKS))
@@ -95,8 +115,9 @@ def main() -> int:
     parser.add_argument("--peers", nargs="*", default=["duckdb", "polars"])
     parser.add_argument("--python", default=sys.executable, help="Python that has hpcmr's dependencies and an MPI")
     parser.add_argument("--peer-python", default=sys.executable, help="Python that has duckdb and polars")
+    parser.add_argument("--memory", metavar="SIZE", help="compare the job with this much memory for each rank with itself without a limit")
     args = parser.parse_args()
-    agree = [measure(work, args) for work in args.works]
+    agree = [(measure_memory if args.memory else measure)(work, args) for work in args.works]
     return 0 if all(agree) else 1
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from hpcmr.plan.nodes import Apply, Keyed, Node, Read
+from hpcmr.ops.hold import Kept
+from hpcmr.plan.nodes import Apply, Keyed, Node, Pair, Persist, Read, Union
 
 
 @dataclass
@@ -15,6 +16,7 @@ class Thing:
     name: str
     value: Any = None
     bound: bool = False
+    rule: str = "broadcast if small, else shuffle"
 
     def fingerprint(self) -> tuple[Any, ...]:
         return (self.value,)
@@ -30,3 +32,15 @@ def apply(parent: Node, value: Any = None, label: str = "step") -> Node:
 
 def keyed(parent: Node, value: Any = None, label: str = "group") -> Node:
     return Keyed(label, "job.py:3", parent, Thing("operator", value))  # type: ignore[arg-type]
+
+
+def union(*parents: Node) -> Node:
+    return Union("union", "job.py:4", parents)
+
+
+def pair(left: Node, right: Node, value: Any = None) -> Node:
+    return Pair("join", "job.py:5", left, right, Thing("operator", value))  # type: ignore[arg-type]
+
+
+def persist(parent: Node) -> Node:
+    return Persist("persist()", "job.py:6", Kept(parent))

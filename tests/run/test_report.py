@@ -57,7 +57,7 @@ def test_the_table_at_the_end():
     assert session.report() == ""
     session.execute(plan(Numbers([100] * 20), (), SumByKey()), Gather())
     head, first, second, last = session.report().splitlines()
-    for word in ("stage", "seconds", "rows in", "rows out", "bytes in", "bytes out", "exchanged", "imbalance", "peak memory"):
+    for word in ("stage", "seconds", "rows in", "rows out", "bytes in", "bytes out", "exchanged", "spilled", "imbalance", "peak memory"):
         assert word in head
     assert first.startswith("1 numbers -> sum_by_key") and "2,000" in first and second.startswith("2 gather")
     assert last.startswith("2,000 rows, 31.2 KiB read in ") and "on 1 rank" in last

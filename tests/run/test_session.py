@@ -9,7 +9,7 @@ from hpcmr.comm.world import World
 from hpcmr.data.batch import Batch
 from hpcmr.errors import ConservationError, HpcmrError, JobSpecError, MemoryTooSmall
 from hpcmr.run.session import Session, current
-from tests.run.toys import Call, Gather, Guess, Numbers, SumByKey, expected_rows, plan, same_bits
+from tests.run.toys import Call, Gather, Guess, Numbers, SumByKey, expected_rows, plan, same_bits, then
 
 pytestmark = pytest.mark.mpi
 
@@ -58,11 +58,9 @@ def test_groups_have_the_same_bits_however_often_state_is_exchanged(subworld, of
 
 @pytest.mark.parametrize("partitions", [1, 2, 64])
 def test_operators_follow_operators(subworld, partitions):
-    first, second = plan(Numbers(SIZES), (), SumByKey(), (Call(doubled),), partitions)
-    third = plan(None or Numbers([]), (), SumByKey())[1]
-    second.operator, second.partitions = SumByKey(), partitions
+    first = plan(Numbers(SIZES), (), SumByKey(), (Call(doubled),), partitions)
     session = Session(subworld)
-    got = session.execute([first, second, third], Gather())
+    got = session.execute(then(first, (), SumByKey(), (), partitions), Gather())
     once = Session(subworld).execute(plan(Numbers(SIZES), (), SumByKey(), (Call(doubled),), partitions), Gather())
     assert same_bits(got, once)
     if subworld.rank == 0:

@@ -13,7 +13,7 @@ from hpcmr.data.partitioning import Partitioned, partition_bits
 from hpcmr.data.schema import FLOAT64, INT64, Schema
 from hpcmr.data.source import Split
 from hpcmr.ops.contract import Origin
-from hpcmr.plan.stages import StageSpec
+from hpcmr.plan.nodes import Apply, Keyed, Node, Read
 
 SCHEMA = Schema.of({"k": INT64, "x": FLOAT64})
 BATCH_ROWS = 100
@@ -57,7 +57,14 @@ class Numbers:
         self.closed = True
 
 
-class Call:
+class Itself:
+    """Actions use the object of the plan, not a copy, so that a test can look into it."""
+
+    def __copy__(self) -> Any:
+        return self
+
+
+class Call(Itself):
     """A step that calls a function with a batch and its origin; the schema stays."""
 
     name = "call"
@@ -103,7 +110,7 @@ class Guess(Call):
         return super().apply(batch, origin)
 
 
-class SumByKey:
+class SumByKey(Itself):
     """Rows by key, added up in the order of their origin at the end. `often`: wants a round after every batch."""
 
     name = "sum_by_key"
@@ -207,11 +214,19 @@ class Gather:
         self.abandoned = True
 
 
-def plan(source: Any, steps: tuple[Any, ...] = (), operator: Any = None, after: tuple[Any, ...] = (), partitions: int | None = 8) -> list[StageSpec]:
-    if operator is None:
-        return [StageSpec(source, steps, None, None, (source.name, *(s.name for s in steps)))]
-    last = StageSpec(None, after, None, None, tuple(s.name for s in after))
-    return [StageSpec(source, steps, operator, partitions, (source.name, operator.name)), last]
+def plan(source: Any, steps: tuple[Any, ...] = (), operator: Any = None, after: tuple[Any, ...] = (), partitions: int | None = 8) -> Node:
+    return then(Read(source.name, "", source), steps, operator, after, partitions)
+
+
+def then(node: Node, steps: tuple[Any, ...] = (), operator: Any = None, after: tuple[Any, ...] = (), partitions: int | None = 8) -> Node:
+    """The plan, and more behind it."""
+    for step in steps:
+        node = Apply(step.name, "", node, step)
+    if operator is not None:
+        node = Keyed(operator.name, "", node, operator, partitions)
+    for step in after:
+        node = Apply(step.name, "", node, step)
+    return node
 
 
 def expected_rows(sizes: list[int]) -> dict[str, np.ndarray]:

@@ -31,6 +31,7 @@ class Run:
     n: int
     args: tuple[str, ...] = ()
     limit_s: float = 900
+    env: tuple[tuple[str, str], ...] = ()
 
     @property
     def name(self) -> str:
@@ -46,7 +47,12 @@ TEST = [
     Run("openmpi", 2, ("tests/comm",)),
     Run("mpich", 2, ("tests/comm",)),
 ]
-ALL = [Run(mpi, n, limit_s=1800) for mpi in ("openmpi", "mpich") for n in (0, 1, 2, 3, 4, 7)]
+LONG = (("HPCMR_TEST_LONG", "1"),)
+# Many more ranks than cores: what of the exchange is worth it, and patience.
+MANY = ("tests/comm/test_exchange.py", "tests/comm/test_leaders.py", "-k", "stats or validity or 300000 or messages or same_pieces or fuzz")
+PATIENT = (("HPCMR_TEST_LIMIT_S", "900"), ("HPCMR_TEST_BARRIER_S", "900"), ("HPCMR_STALL_S", "900"))
+ALL = [*(Run(mpi, n, limit_s=1800, env=LONG) for mpi in ("openmpi", "mpich") for n in (0, 1, 2, 3, 4, 7)),
+       *(Run(mpi, 64, MANY, limit_s=3600, env=PATIENT) for mpi in ("openmpi", "mpich"))]
 PLANS = {"quick": QUICK, "test": TEST, "all": ALL}
 
 
@@ -56,7 +62,7 @@ def execute(run: Run) -> tuple[int, str, float]:
     words = ["-m", "pytest", "-q", "-rfE", "--color=no", "--with-mpi", "-p", "no:cacheprovider", *run.args]
     line, extra = mpirun.command(python, run.n, words) if run.n else ([python, *words], {})
     began = time.monotonic()
-    process = subprocess.Popen(line, cwd=ROOT, env=mpirun.clean_env(extra), stdin=subprocess.DEVNULL,
+    process = subprocess.Popen(line, cwd=ROOT, env=mpirun.clean_env({**extra, **dict(run.env)}), stdin=subprocess.DEVNULL,
                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
     closing: list[str] = []
     reader = threading.Thread(target=_copy, args=(process, closing), daemon=True)
