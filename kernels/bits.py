@@ -106,6 +106,18 @@ def add_shifted(typing: Any, lo: Any, hi: Any, m: Any, s: Any) -> Any:
 
 
 @intrinsic
+def mulhi(typing: Any, x: Any, y: Any) -> Any:
+    """The upper 64 bits of a product of uint64: ``hash * slots >> 64`` spreads hashes over any number of slots, in order."""
+
+    def make(ctx: Any, b: Any, sig: Any, args: Any) -> Any:
+        wide = ir.IntType(128)
+        product = b.mul(b.zext(args[0], wide), b.zext(args[1], wide))
+        return b.trunc(b.lshr(product, ir.Constant(wide, 64)), ir.IntType(64))
+
+    return types.uint64(types.uint64, types.uint64), make
+
+
+@intrinsic
 def add128(typing: Any, lo: Any, hi: Any, lo2: Any, hi2: Any) -> Any:
     """The 128-bit sum of two pairs, modulo 2^128, as a pair."""
     return (types.UniTuple(types.uint64, 2)(types.uint64, types.uint64, types.uint64, types.uint64),

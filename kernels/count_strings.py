@@ -43,6 +43,54 @@ def _load_tail(data, a, c):
 
 
 @inner
+def _count_queued(queue, slots, rest, short, other, S, T, count):
+    """Count what is queued: short strings with their places in `slots`, and behind MICRO words the key words of others with theirs in `rest`."""
+    end = U(S.size - 2)
+    groups = count[2]
+    for i in range(short):
+        x = queue[U(i)]
+        o = slots[U(i)]
+        while True:
+            y = S[o]
+            if y == x:
+                S[o + U(1)] += U(1)
+                break
+            if y == U(0):
+                S[o] = x
+                S[o + U(1)] = U(1)
+                groups += 1
+                break
+            o += U(2)
+            if o == end:
+                o = U(0)
+    count[2] = groups
+    end = U(T.size - 4)
+    groups = count[0]
+    for i in range(other):
+        o = U(rest[U(i)])
+        q = U(MICRO) + U(3) * U(i)
+        w0 = queue[q]
+        w1 = queue[q + U(1)]
+        w2 = queue[q + U(2)]
+        while True:
+            rows = T[o + U(3)]
+            if T[o] == w0 and T[o + U(1)] == w1 and T[o + U(2)] == w2 and rows != U(0):
+                T[o + U(3)] = rows + U(1)
+                break
+            if rows == U(0):
+                T[o] = w0
+                T[o + U(1)] = w1
+                T[o + U(2)] = w2
+                T[o + U(3)] = U(1)
+                groups += 1
+                break
+            o += U(4)
+            if o == end:
+                o = U(0)
+    count[0] = groups
+
+
+@inner
 def _count_step(starts, ends, b, m, data, queue, slots, rest, S, short_shift, short_limit, T, shift, limit, count):
     """Count strings b .. b + m - 1, m <= MICRO; False, with the reason in count[1], where nothing was counted."""
     if count[0] + m > limit or count[2] + m > short_limit:
@@ -89,49 +137,7 @@ def _count_step(starts, ends, b, m, data, queue, slots, rest, S, short_shift, sh
     if longest > INLINE_NBYTES:
         count[1] = LONG_STRING
         return False
-    end = U(S.size - 2)
-    groups = count[2]
-    for i in range(short):
-        x = queue[U(i)]
-        o = slots[U(i)]
-        while True:
-            y = S[o]
-            if y == x:
-                S[o + U(1)] += U(1)
-                break
-            if y == U(0):
-                S[o] = x
-                S[o + U(1)] = U(1)
-                groups += 1
-                break
-            o += U(2)
-            if o == end:
-                o = U(0)
-    count[2] = groups
-    end = U(T.size - 4)
-    groups = count[0]
-    for i in range(other):
-        o = U(rest[U(i)])
-        q = U(MICRO) + U(3) * U(i)
-        w0 = queue[q]
-        w1 = queue[q + U(1)]
-        w2 = queue[q + U(2)]
-        while True:
-            rows = T[o + U(3)]
-            if T[o] == w0 and T[o + U(1)] == w1 and T[o + U(2)] == w2 and rows != U(0):
-                T[o + U(3)] = rows + U(1)
-                break
-            if rows == U(0):
-                T[o] = w0
-                T[o + U(1)] = w1
-                T[o + U(2)] = w2
-                T[o + U(3)] = U(1)
-                groups += 1
-                break
-            o += U(4)
-            if o == end:
-                o = U(0)
-    count[0] = groups
+    _count_queued(queue, slots, rest, short, other, S, T, count)
     return True
 
 
@@ -149,46 +155,70 @@ def count_strings(starts, ends, data, queue, slots, rest, start, n, S, short_shi
     return n
 
 
-@kernel(f"int64(Array(uint8, 1, 'C', readonly=True), int64, int64, int64[::1], int64[::1], uint64[::1], uint64[::1], int64[::1], {_TABLE}, {_TABLE}, "
-        "int64[::1])")
-def count_words(data, begin, end, starts, ends, queue, slots, rest, S, short_shift, short_limit, T, shift, limit, count):
-    """Count the words of data[begin:end], which begins and ends at the border of a word: found and counted in one pass.
+@kernel(f"int64(Array(uint8, 1, 'C', readonly=True), int64, int64, uint64[::1], uint64[::1], int64[::1], {_TABLE}, {_TABLE}, int64[::1])")
+def count_words(data, begin, end, queue, slots, rest, S, short_shift, short_limit, T, shift, limit, count):
+    """Count the words of data[begin:end], which begins and ends at the border of a word: found, hashed and queued in one pass.
 
-    starts, ends: 2 * MICRO places each; count[3]: words counted. Else as `count_strings`; returns the byte reached.
+    count[3]: words counted. Else as `count_strings`; returns the byte reached.
     """
-    pos = begin
-    n = 0
-    closed = 0
-    inside = U(0)
+    s_shift = U(short_shift)
+    t_shift = U(shift)
+    size = min(end, data.size)
+    start = begin
     done = begin
-    while pos < end or inside != U(0):
-        m = space_mask(data, pos) if pos + 64 <= min(end, data.size) else _mask_tail(data, pos, min(end, data.size))
-        follows = (~m << U(1)) | inside
-        first = ~m & ~follows
-        last = m & follows
-        while first != U(0):
-            starts[U(n)] = pos + ctz(first)
-            first &= first - U(1)
-            n += 1
-        while last != U(0):
-            ends[U(closed)] = pos + ctz(last)
-            last &= last - U(1)
-            closed += 1
-        inside = ~m >> U(63)
+    pos = begin
+    short = U(0)
+    other = U(0)
+    while pos < end:
+        m = space_mask(data, pos) if pos + 64 <= size else _mask_tail(data, pos, size)
+        while m != U(0):
+            stop = pos + I(ctz(m))
+            m &= m - U(1)
+            c = stop - start
+            if c > 0:
+                inside = start + 24 <= data.size
+                x = load8(data, start) if inside else _load_tail(data, start, c)
+                if c <= SHORT_NBYTES:
+                    x &= ~U(0) >> U(64 - 8 * c)
+                if c <= SHORT_NBYTES and (x >> U(8 * c - 8)) != U(0):
+                    j = (fold(U(0), x) >> s_shift) << U(1)
+                    prefetch(S, I(j))
+                    queue[short] = x
+                    slots[short] = j
+                    short += U(1)
+                elif c <= INLINE_NBYTES:
+                    if inside:
+                        w0 = leading(bswap(x), min(c, 8))
+                        w1 = leading(bswap(load8(data, start + 8)), min(max(c - 8, 0), 8))
+                        w2 = leading(bswap(load8(data, start + 16)), max(c - 16, 0)) | U(c)
+                    else:
+                        w0 = load_be(data, start, c, data.size)
+                        w1 = load_be(data, start + 8, c - 8, data.size)
+                        w2 = load_be(data, start + 16, c - 16, data.size) | U(c)
+                    j = (fold(fold(fold(U(0), w0), w1), w2) >> t_shift) << U(2)
+                    prefetch(T, I(j))
+                    q = U(MICRO) + U(3) * other
+                    queue[q] = w0
+                    queue[q + U(1)] = w1
+                    queue[q + U(2)] = w2
+                    rest[other] = I(j)
+                    other += U(1)
+                else:
+                    count[1] = LONG_STRING
+                    return done
+            start = stop + 1
+            if start >= end:
+                break
         pos += 64
-        if closed > MICRO - 33:
-            if not _count_step(starts, ends, 0, closed, data, queue, slots, rest, S, short_shift, short_limit, T, shift, limit, count):
+        if I(short + other) > MICRO - 65 or pos >= end:
+            if count[0] + I(other) > limit or count[2] + I(short) > short_limit:
+                count[1] = SHORT_FULL if count[2] + I(short) > short_limit else MAIN_FULL
                 return done
-            done = ends[U(closed - 1)]
-            count[3] += closed
-            if n > closed:
-                starts[U(0)] = starts[U(closed)]
-            n -= closed
-            closed = 0
-    if closed > 0:
-        if not _count_step(starts, ends, 0, closed, data, queue, slots, rest, S, short_shift, short_limit, T, shift, limit, count):
-            return done
-        count[3] += closed
+            _count_queued(queue, slots, rest, short, other, S, T, count)
+            count[3] += I(short + other)
+            short = U(0)
+            other = U(0)
+            done = min(start, end)
     count[1] = GREW
     return end
 

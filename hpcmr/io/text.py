@@ -32,7 +32,7 @@ from hpcmr.data.source import SPLIT_NBYTES, Split
 from hpcmr.errors import DataError, JobSpecError
 from hpcmr.io.files import FileInfo, PathLike, find_files
 
-BLOCK_NBYTES = 512 << 10
+BLOCK_NBYTES = 1 << 20
 """Bytes read at a time: a block, the places of its words and what is made of them stay in a core's cache."""
 TAIL_NBYTES = 4096
 """Bytes read behind a split's end at first, to end its last record."""

@@ -1,8 +1,10 @@
 """Group by key with built-in aggregates: the combiner, the reducer and the state between them.
 
-Three ways to hold what was consumed, chosen once from a sample that all ranks see; the result is the same:
+Four ways to hold what was consumed, chosen once from a sample that all ranks see; the result is the same:
 
-- *direct*: every batch goes into one hash table (few keys, or skewed ones);
+- *direct*: every batch goes into one hash table (few keys);
+- *hot*: the keys met first, which are the frequent ones, have a table that stays in the cache, and the rows of the others are kept as
+  they are (skewed keys with a long tail);
 - *radix*: rows wait in buckets by the top bits of their hash, and a full bucket goes into its own stretch of the table, which is then
   in the cache (many keys, met often);
 - *raw*: rows are kept as they are, by partition, and reduced at the end by sorting (most keys are met once or twice: a combiner
@@ -28,13 +30,13 @@ from hpcmr.ops.contract import Origin, StageContext, Step
 from hpcmr.ops.finals import Final, States, final_of, result_field
 from hpcmr.ops.null_keys import NullGroups, by_pattern, in_key_order, null_rows, null_values, together
 from hpcmr.ops.reduce_partition import PartitionReducer
-from hpcmr.ops.rows import BUCKETS_NBYTES, BucketRows, ChunkRows, RawInput
-from hpcmr.ops.table import BITS_MIN, GroupTable, Rows, StringCounts, load_limit
+from hpcmr.ops.rows import BUCKETS_NBYTES, HOT_SLOTS, BucketRows, ChunkRows, HotRows, RawInput
+from hpcmr.ops.table import LOAD_DENSE, SLOTS_MAX, SLOTS_MIN, GroupTable, Rows, StringCounts, load_limit
 from hpcmr.ops.words import Words
 
 ORIGIN_BITS = 40
 RADIX_KEYS_MIN = 100_000
-BITS_FIRST_MAX = 20
+SLOTS_FIRST_MAX = 1 << 20
 LARGE_NBYTES = 1 << 30
 TABLE_SHARE = 4                 # of the memory that is free at the beginning, what the table that takes rows in may have
 ROWS_SHARE = 6                  # the same for rows that are kept as they are
@@ -49,7 +51,7 @@ class Aggregate:
     keys : tuple of str
         Columns that make a group.
     aggs : tuple of Agg
-    strategy : {"auto", "direct", "radix", "raw"}
+    strategy : {"auto", "direct", "hot", "radix", "raw"}
         How rows are held; the result does not depend on it.
     """
 
@@ -110,7 +112,10 @@ class Aggregate:
         kind = StringCounts if counting else GroupTable
         hashes = self._sample(estimate)
         self.way = self._choose(hashes, estimate)
-        self.table = kind(self.layout, self.program, self._first_bits(hashes), dense=self.way == "radix")
+        if self.way == "hot":
+            self.table = kind(self.layout, self.program, HOT_SLOTS, dense=True, slots_sealed=HOT_SLOTS)
+        else:
+            self.table = kind(self.layout, self.program, self._first_slots(hashes), dense=self.way == "radix")
         self.table.bound(ctx.available() // TABLE_SHARE)
         self.batch_rows = 0
         # What merged states point at, long strings and wide sums, outlives the seals of the table that takes rows in.
@@ -121,6 +126,8 @@ class Aggregate:
         self.scratch: KeyWords | None = None
         self.buckets: BucketRows | None = None
         self.chunks: ChunkRows | None = None
+        self.hot: HotRows | None = None
+        self.states_next = False
         self.inbox: list[Partitioned] = []
         self.null_inbox: dict[int, list[Partitioned]] = {}      # by which key columns are null
         self.nulls: NullGroups | None = None
@@ -129,8 +136,9 @@ class Aggregate:
         self.rows_in = 0
         self.rows_out = 0
         raw_input = self._raw_input()
-        if self.way == "raw" and raw_input is not None:
+        if self.way in ("raw", "hot") and raw_input is not None:
             self.chunks = ChunkRows(raw_input, ctx.partitions, ctx.available() // ROWS_SHARE)
+            self.hot = HotRows(raw_input, self.table, self.array, self.chunks) if self.way == "hot" else None
         elif self.way == "radix" and raw_input is not None:
             self.buckets = BucketRows(raw_input, self.table, self.array)
         self._account()
@@ -151,9 +159,11 @@ class Aggregate:
         rows = self._rows_expected(estimate)
         if rows <= 4 * RADIX_KEYS_MIN:
             return "direct"
+        if has_long_tail(hashes) and null_rows(estimate, self.keys) is None:
+            return "hot"
         if keys > self._rows_here(rows) / 4 and null_rows(estimate, self.keys) is None:
             return "raw"
-        room = (8 * self.layout.width + 64 << dense_bits(keys)) + BUCKETS_NBYTES
+        room = 8 * (self.layout.width + 1 + self.program.size) * dense_slots(keys) + BUCKETS_NBYTES
         return "radix" if keys > RADIX_KEYS_MIN and rows > 16 * keys and room < self.ctx.available() // 2 else "direct"
 
     def _rows_expected(self, estimate: Batch) -> float:
@@ -165,14 +175,17 @@ class Aggregate:
         splits = self.ctx.partitions * PARTITION_NBYTES // SPLIT_NBYTES
         return rows / max(1, min(getattr(self.ctx, "size", 1), splits))
 
-    def _first_bits(self, hashes: NDArray[np.uint64] | None) -> int:
+    def _first_slots(self, hashes: NDArray[np.uint64] | None) -> int:
         """Slots to begin with. Growing a table costs more than its size: each step touches new memory."""
         if hashes is None or self.way == "raw":
-            return BITS_MIN
+            return SLOTS_MIN
         if self.way == "radix":
-            return dense_bits(distinct_keys(hashes))
-        wanted = 16 * len(np.unique(hashes)) if self.ctx.available() > LARGE_NBYTES else 0
-        return next((b for b in range(BITS_MIN, BITS_FIRST_MAX) if load_limit(b) >= wanted), BITS_FIRST_MAX)
+            return dense_slots(distinct_keys(hashes))
+        wanted = 32 * len(np.unique(hashes)) if self.ctx.available() > LARGE_NBYTES else 0
+        slots = SLOTS_MIN
+        while slots < SLOTS_FIRST_MAX and load_limit(slots) < wanted:
+            slots *= 2
+        return slots
 
     def _raw_input(self) -> RawInput | None:
         """The one float value and one-word key that buckets of bare rows can hold, if that is all there is."""
@@ -201,6 +214,8 @@ class Aggregate:
         null = null_rows(batch, self.keys)
         if null is not None:
             self._consume_nulls(batch, origin, null)
+        elif self.hot is not None and self.hot.takes(batch):
+            self.hot.append(batch)
         elif self.chunks is not None:
             self.chunks.append(batch)
         elif self.buckets is not None and self.buckets.takes(batch):
@@ -302,15 +317,24 @@ class Aggregate:
             self.buckets.drain()
 
     def seal(self) -> Partitioned:
-        part = self.chunks.seal() if self.chunks is not None else self._sealed()
-        nulls = self.nulls.seal(self.ctx.partitions, self.by) if self.nulls is not None else None
-        if self.raw_nulls:
-            nulls = null_values(np.concatenate(self.raw_nulls), self.ctx.partitions)
-            self.raw_nulls = []
+        if self.chunks is not None and not self.states_next:
+            part, nulls = self.chunks.seal(), None
+            self.states_next = self.hot is not None
+            if self.raw_nulls:
+                nulls = null_values(np.concatenate(self.raw_nulls), self.ctx.partitions)
+                self.raw_nulls = []
+        else:
+            part = self._sealed()
+            nulls = self.nulls.seal(self.ctx.partitions, self.by) if self.nulls is not None else None
+            self.states_next = False
         if nulls is not None:
             part = together(part, nulls)
         self._account()
         return part
+
+    def pending(self) -> bool:
+        """Whether a seal took out the rows that were put aside, and the states come with the next one."""
+        return self.states_next
 
     def _sealed(self) -> Partitioned:
         return self.table.seal(self.ctx.partitions)
@@ -339,7 +363,7 @@ class Aggregate:
 
     def finish_blocks(self, partition: int) -> Iterator[Batch]:
         """`finish`, some thousand groups at a time, in memory of their own."""
-        self.buckets = self.chunks = None              # nothing comes in any more
+        self.buckets = self.chunks = self.hot = None   # nothing comes in any more
         nulls = [self._block(states, pattern) for pattern in sorted(self.null_inbox)
                  for states in self.reducer.reduce(self.null_inbox[pattern], partition)]
         if nulls and len(self.keys) > 1:
@@ -378,7 +402,7 @@ class Aggregate:
         self.held = 0
         self.inbox, self.null_inbox, self.nulls, self.raw_nulls = [], {}, None, []
         self.inbox_nbytes = 0
-        self.buckets = self.chunks = None
+        self.buckets = self.chunks = self.hot = None
         self.reducer = PartitionReducer(self.merged, self.array)
         self.table.reset()
         self.merged.reset()
@@ -413,9 +437,19 @@ def _larger(old: KeyWords | None, new: KeyWords) -> KeyWords:
     return KeyWords(old.words, old.hashes, new.long_count)
 
 
-def dense_bits(keys: float) -> int:
+def has_long_tail(hashes: NDArray[np.uint64]) -> bool:
+    """Whether most rows of a sample belong to keys that come up often, and yet new keys keep turning up.
+
+    The share of keys seen once estimates the chance that the next row brings a new one (Good and Turing).
+    """
+    counts = np.unique(hashes, return_counts=True)[1]
+    often = int(counts[counts > 2].sum())
+    return often > 0.7 * len(hashes) and int((counts == 1).sum()) > 0.02 * len(hashes)
+
+
+def dense_slots(keys: float) -> int:
     """Slots of a dense table for so many keys."""
-    return next((b for b in range(BITS_MIN, 29) if load_limit(b, dense=True) > 1.1 * keys), 29)
+    return min(SLOTS_MAX, max(SLOTS_MIN, int(1.08 * keys / LOAD_DENSE)))
 
 
 def distinct_keys(hashes: NDArray[np.uint64]) -> float:

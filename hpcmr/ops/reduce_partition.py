@@ -40,12 +40,31 @@ class PartitionReducer:
 
     def reduce(self, parts: list[Partitioned], partition: int) -> Iterator[States]:
         """Finished states in key order, a block of groups at a time; a block is valid until the next one. The rows are released."""
-        for column, width, finish in (("row", 2, self._from_rows), ("state", self.table.words, self._from_states)):
-            addresses, counts = _segments([p for p in parts if column in p.batch.columns], column, partition, width)
-            if len(counts):
-                yield from finish(addresses, counts)
-                for address, count in zip(addresses.tolist(), counts.tolist(), strict=True):
-                    release(address, 8 * width * count)
+        width = self.table.words
+        rows, row_counts = _segments(parts, "row", partition, 2)
+        states, state_counts = _segments(parts, "state", partition, width)
+        keep = int(self.table.wide_used[0])
+        if not len(states):
+            yield from self._from_rows(rows, row_counts) if len(rows) else ()
+        elif not len(rows):
+            yield from self._from_states(states, state_counts)
+        else:
+            made, count = self._states_of_rows(rows, row_counts)
+            yield from self._from_states(np.append(states, made), np.append(state_counts, count))
+        self.table.wide_used[0] = keep
+        for addresses, counts, words in ((rows, row_counts, 2), (states, state_counts, width)):
+            for address, count in zip(addresses.tolist(), counts.tolist(), strict=True):
+                release(address, 8 * words * count)
+
+    def _states_of_rows(self, addresses: NDArray[np.int64], counts: NDArray[np.int64]) -> tuple[int, int]:
+        """All groups of the rows as states that stand together; their address and number. Their wide sums stay in use."""
+        S = self.table.words
+        made = self._buffer("made", int(counts.sum()) * S)
+        at = 0
+        for block in self._from_rows(addresses, counts, keep_wide=True):
+            made[at:at + block.count * S] = block.words[:block.count * S]
+            at += block.count * S
+        return made.ctypes.data, at // S
 
     def _buffer(self, name: str, words: int) -> NDArray[np.uint64]:
         have = self._buffers.get(name)
@@ -85,7 +104,7 @@ class PartitionReducer:
             yield States(T, table.words, count, table.K, table.wide, table.wide_used, long)
             table.wide_used[0] = keep
 
-    def _from_rows(self, addresses: NDArray[np.int64], counts: NDArray[np.int64]) -> Iterator[States]:
+    def _from_rows(self, addresses: NDArray[np.int64], counts: NDArray[np.int64], keep_wide: bool = False) -> Iterator[States]:
         from hpcmr.kernels.finish import group_starts, reduce_groups
         from hpcmr.kernels.opcodes import ADDRESS, MASK, STRIDE
 
@@ -105,13 +124,16 @@ class PartitionReducer:
             reduce_groups(A, starts, first, count, table.words, T, T.view(np.float64), table.init, self.program, table.wide, table.wide_used, trash,
                           table.js, table.jm, table.so, table.sv, long.starts, long.ends, long.data)
             yield States(T, table.words, count, table.K, table.wide, table.wide_used, long)
-            table.wide_used[0] = keep
+            if not keep_wide:
+                table.wide_used[0] = keep
 
 
 def _segments(parts: list[Partitioned], column: str, partition: int, width: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Machine addresses and row counts of a partition's rows in all parts."""
     addresses, counts = [], []
     for p in parts:
+        if column not in p.batch.columns:
+            continue
         a, b = p.rows_of(partition) if p.first <= partition < p.first + p.count else (0, 0)
         if b > a:
             addresses.append(p.batch[column].values.ctypes.data + 8 * width * a)  # type: ignore[union-attr]

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from hpcmr.data.batch import Batch, FixedColumn
 from hpcmr.data.keys import KeyLayout, as_words, encode_keys
+from hpcmr.data.memory import release
 from hpcmr.data.partitioning import Partitioned, partition_bits
 from hpcmr.ops.table import GroupTable, Rows, aligned_zeros
 
@@ -19,6 +20,8 @@ BUCKET_BITS = 10
 BUCKET_ROWS = 8192
 BUCKETS_NBYTES = BUCKET_ROWS * 16 << BUCKET_BITS
 CHUNK_ROWS = 2048
+HOT_SLOTS = 1 << 16
+MISSES_ROWS = 1 << 14
 CHUNK_ROWS_MIN = 64
 ROUND_NBYTES = 96 << 20
 SLACK_NBYTES = 4 << 20
@@ -96,6 +99,41 @@ class BucketRows:
     def drain(self) -> None:
         for bucket in np.flatnonzero(self.fill).tolist():
             self._empty(bucket)
+        release(self.buffers.ctypes.data, self.buffers.nbytes)      # an exchange follows, which needs memory
+
+
+class HotRows:
+    """Rows of the first keys met, which are the frequent ones, into a table that stays in the cache; all others to chunks, as they are."""
+
+    def __init__(self, source: RawInput, table: GroupTable, program: NDArray[np.int64], chunks: ChunkRows) -> None:
+        self.source, self.table, self.program, self.chunks = source, table, program, chunks
+        self.misses = np.empty(2 * MISSES_ROWS, np.uint64)
+        self.missed = np.zeros(1, np.int64)
+
+    def takes(self, batch: Batch) -> bool:
+        return batch[self.source.column].valid is None
+
+    def append(self, batch: Batch) -> None:
+        from hpcmr.kernels.opcodes import ADDRESS, MASK, STRIDE
+
+        keys, key_xor = self.source.keys(batch)
+        values = np.ascontiguousarray(batch[self.source.column].values, np.float64)  # type: ignore[union-attr]
+        self.program[:, ADDRESS], self.program[:, STRIDE], self.program[:, MASK] = values.ctypes.data, 8, 0
+        reached = 0
+        while reached < batch.nrows:
+            reached = self.table.consume_hot((keys.ctypes.data, 8, np.uint64(key_xor), values.ctypes.data, reached, batch.nrows, self.misses,
+                                              self.missed), self.program)
+            self._put_aside()
+            if reached < batch.nrows:
+                self.table.make_wide(0)
+
+    def _put_aside(self) -> None:
+        n = int(self.missed[0])
+        if n:
+            values = self.misses[1:2 * n:2]
+            values[values == NULL_VALUE] = np.uint64(0x7FF8000000000000)
+            self.chunks.append_words(self.misses.ctypes.data, self.misses.ctypes.data + 8, 16, 0, n)
+            self.missed[0] = 0
 
 
 class ChunkRows:
@@ -137,17 +175,21 @@ class ChunkRows:
         return self.used * self.stride * 8
 
     def append(self, batch: Batch) -> None:
-        from hpcmr.kernels.scatter import append_chunks
-
         keys, key_xor = self.source.keys(batch)
         values = self.source.values(batch)
-        addresses, strides = np.array([values.ctypes.data], np.int64), np.array([8], np.int64)
+        self.append_words(keys.ctypes.data, values.ctypes.data, 8, key_xor, batch.nrows)
+
+    def append_words(self, key_address: int, value_address: int, stride: int, key_xor: int, count: int) -> None:
+        """Rows whose keys and values lie `stride` bytes apart."""
+        from hpcmr.kernels.scatter import append_chunks
+
+        addresses, strides = np.array([value_address], np.int64), np.array([stride], np.int64)
         bits, reached = partition_bits(self.partitions), 0
         while True:
-            reached = append_chunks(keys.ctypes.data, 8, np.uint64(key_xor), addresses, strides, reached, batch.nrows, bits, self.arena, self.stride,
+            reached = append_chunks(key_address, stride, np.uint64(key_xor), addresses, strides, reached, count, bits, self.arena, self.stride,
                                     self.rows, self.opened, self.fill, self.owner, self.used)
             self.used = int(self.owner[-1])
-            if reached == batch.nrows:
+            if reached == count:
                 return
             arena, owner = self.arena, self.owner
             self._allocate(2 * (len(owner) - 1))

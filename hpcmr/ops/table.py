@@ -11,20 +11,25 @@ from numpy.typing import NDArray
 
 from hpcmr.data.batch import Batch, BytesColumn, FixedColumn
 from hpcmr.data.keys import KeyLayout, LongStrings
+from hpcmr.data.memory import release
 from hpcmr.data.partitioning import Partitioned, partition_bits
 from hpcmr.ops.accumulators import Program
 
-BITS_MIN = 12
+SLOTS_MIN = 1 << 12
+SLOTS_MAX = 1 << 29
+SLOTS_BOUND = 1 << 62          # of a table that nobody has bounded
+LOAD_DENSE = 0.75
+WRAPPED_GROUPS = 1 << 12      # of the last partition, what may have been pushed past the end of a table that is packed in place
 _HUGE_PAGE = 2 << 20
 
 
-def load_limit(bits: int, dense: bool = False) -> int:
-    """Groups that a table of 2**bits slots takes before it grows.
+def load_limit(slots: int, dense: bool = False) -> int:
+    """Groups that a table takes before it grows.
 
     Load decides more than size while tables are small. Tables that are filled bucket by bucket are worked on in the cache, where a
     denser one costs little and saves memory that would have to be touched first.
     """
-    return int((1 << bits) * (0.65 if dense else 0.3 if bits <= 18 else 0.45))
+    return int(slots * (LOAD_DENSE if dense else 0.3 if slots <= 1 << 18 else 0.45))
 
 
 def state_stride(words: int) -> int:
@@ -71,19 +76,22 @@ class GroupTable:
     ----------
     layout : KeyLayout
     program : Program
-    bits : int
-        log2 of the slots to begin with.
+    slots : int
+        Slots to begin with: a power of two, unless `dense`.
     dense : bool
-        Filled bucket by bucket (see `load_limit`).
+        What is at work at a time lies in the cache (see `load_limit`), so that states stand close, whatever lines they straddle.
+    slots_sealed : int
+        Slots to go on with after a seal.
     """
 
-    def __init__(self, layout: KeyLayout, program: Program, bits: int = BITS_MIN, dense: bool = False) -> None:
+    def __init__(self, layout: KeyLayout, program: Program, slots: int = SLOTS_MIN, dense: bool = False,
+                 slots_sealed: int = SLOTS_MIN) -> None:
         from hpcmr.kernels.opcodes import DIGITS, MICRO
 
         self.layout, self.program = layout, program
         self.K = layout.width
         self.words = self.K + 1 + program.size
-        self.stride = state_stride(self.words)
+        self.stride = self.words if dense else state_stride(self.words)
         self.init = np.zeros(self.stride, np.uint64)
         self.init[self.K + 1:self.words] = np.array(program.init, np.uint64)
         self.room = MICRO * max(1, len(program.sum_places)) + 4
@@ -95,13 +103,15 @@ class GroupTable:
         self.js, self.jm, self.so = (np.empty(MICRO, np.int64) for _ in range(3))
         self.sv = np.empty(MICRO)
         self.dense = dense
-        self.bits_max = 62
-        self._allocate(bits)
+        self.slots_sealed = slots_sealed
+        self.slots_max = SLOTS_BOUND
+        self._allocate(slots)
 
-    def _allocate(self, bits: int) -> None:
-        self.bits = bits
-        words = ((1 << bits) + 1) * self.stride
+    def _allocate(self, slots: int) -> None:
+        self.slots = slots
+        words = (slots + 1) * self.stride
         self.T = aligned_zeros(words) if self.dense else table_zeros(words)
+        self.T[-self.stride:] = self.init         # a spare state, for values that are null
         self.F = self.T.view(np.float64)
 
     @property
@@ -111,16 +121,16 @@ class GroupTable:
     def bound(self, nbytes: int) -> None:
         """Grow to at most `nbytes`, if batches allow; a table of that size is filled further, and then wants to be sealed."""
         slots = max(1, nbytes // (8 * self.stride))
-        self.bits_max = max(self.bits, BITS_MIN, slots.bit_length() - 1)
+        self.slots_max = max(self.slots, SLOTS_MIN, 1 << slots.bit_length() - 1)
 
     @property
     def limit(self) -> int:
         """Groups that it takes before it grows."""
-        return load_limit(self.bits, self.dense or self.bits >= self.bits_max)
+        return load_limit(self.slots, self.dense or self.slots >= self.slots_max)
 
     def fullness(self, rows: int) -> float:
         """How full a table is that cannot grow, with `rows` more groups: 1 where it should be sealed."""
-        if self.bits < self.bits_max:
+        if self.slots < self.slots_max:
             return 0.0
         limit = self.limit
         return float(self.groups[0]) / max(limit - rows, limit // 2)
@@ -160,7 +170,7 @@ class GroupTable:
 
     def _common(self, program: NDArray[np.int64], origin: np.uint64) -> tuple[Any, ...]:
         """What every kernel that adds rows is told of this table."""
-        return (self.T, self.F, self.stride, 64 - self.bits, self.limit, self.groups, self.init, program, self.wide,
+        return (self.T, self.F, self.stride, self.slots, self.limit, self.groups, self.init, program, self.wide,
                 self.wide_used, self.room, origin, self.js, self.jm, self.so, self.sv, self.long.starts, self.long.ends, self.long.data)
 
     def consume_buckets(self, rows: tuple[Any, ...], program: NDArray[np.int64]) -> int:
@@ -168,6 +178,12 @@ class GroupTable:
         from hpcmr.kernels.table import consume_buckets
 
         return int(consume_buckets(*rows, *self._common(program, np.uint64(0))))
+
+    def consume_hot(self, rows: tuple[Any, ...], program: NDArray[np.int64]) -> int:
+        """Rows through a table that does not grow (see `hpcmr.kernels.table.consume_hot`); returns the row reached."""
+        from hpcmr.kernels.table import consume_hot
+
+        return int(consume_hot(*rows, *self._common(program, np.uint64(0))))
 
     def _run_strings(self, strings: BytesColumn, common: tuple[Any, ...], reached: int) -> int:
         from hpcmr.kernels import table as k
@@ -197,12 +213,12 @@ class GroupTable:
         if int(self.wide_used[0]) + self.room > len(self.wide):
             self.wide = np.concatenate([self.wide, np.zeros_like(self.wide)])
         if int(self.groups[0]) + MICRO > self.limit:
-            self.grow(self._next_bits(self.bits, 21))
+            self.grow(self._next_slots(self.slots, 1 << 21))
 
-    def _next_bits(self, bits: int, fast: int) -> int:
+    def _next_slots(self, slots: int, fast: int) -> int:
         """Size to grow to: in larger steps while it is small, not past the bound in one."""
-        wanted = bits + (2 if bits < fast else 1)
-        return max(bits + 1, min(wanted, self.bits_max))
+        wanted = slots * (4 if slots < fast else 2)
+        return max(2 * slots, min(wanted, self.slots_max))
 
     def make_wide(self, groups: int) -> int:
         """Room for every sum of so many groups to spill once; returns the wide rows in use now."""
@@ -214,13 +230,13 @@ class GroupTable:
             self.wide = grown
         return keep
 
-    def grow(self, bits: int) -> None:
+    def grow(self, slots: int) -> None:
         from hpcmr.kernels.table import rehash
 
         old = self.T
         places, hashes = self._list()
-        self._allocate(bits)
-        rehash(old, places, len(places), hashes, self.T, self.stride, self.K, 64 - bits)
+        self._allocate(slots)
+        rehash(old, places, len(places), hashes, self.T, self.stride, self.K, slots)
 
     def _list(self) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
         """Places and hashes of all groups, in table order."""
@@ -242,15 +258,31 @@ class GroupTable:
         if not self.groups.any():
             none = np.zeros((0, self.words), np.uint64)
             return Partitioned(Batch(self._columns(none), 0), np.zeros(partitions + 1, np.int64))
+        starts = np.zeros(partitions + 1, np.int64)
+        rows = self._compacted(starts) if self.dense and self.K == 1 else None
+        rows = self._packed(starts) if rows is None else rows
+        columns = self._columns(rows)
+        self.reset()
+        return Partitioned(Batch(columns, len(rows)), starts)
+
+    def _compacted(self, starts: NDArray[np.int64]) -> NDArray[np.uint64] | None:
+        """Rows in the memory of the table itself: no second copy."""
+        from hpcmr.kernels.table import compact_groups
+
+        n = int(compact_groups(self.T, self.stride, partition_bits(len(starts) - 1), np.empty(WRAPPED_GROUPS * self.stride, np.uint64), starts))
+        if n < 0:
+            return None
+        rows = self.T[:n * self.stride]
+        release(self.T.ctypes.data + rows.nbytes, self.T.nbytes - rows.nbytes)
+        return rows.reshape(n, self.stride)
+
+    def _packed(self, starts: NDArray[np.int64]) -> NDArray[np.uint64]:
         from hpcmr.kernels.table import pack_groups
 
         T, places, hashes = self._everything()
-        n = len(places)
-        starts, rows = np.zeros(partitions + 1, np.int64), np.empty((n, self.words), np.uint64)
-        pack_groups(T, places, n, hashes, partition_bits(partitions), self.words, starts, rows)
-        columns = self._columns(rows)
-        self.reset()
-        return Partitioned(Batch(columns, n), starts)
+        rows = np.empty((len(places), self.words), np.uint64)
+        pack_groups(T, places, len(places), hashes, partition_bits(len(starts) - 1), self.words, starts, rows)
+        return rows
 
     def _columns(self, rows: NDArray[np.uint64]) -> dict[str, Any]:
         columns: dict[str, Any] = {"state": FixedColumn(rows)}
@@ -270,7 +302,7 @@ class GroupTable:
         return BytesColumn.from_offsets(offsets, data, False)
 
     def reset(self) -> None:
-        self._allocate(BITS_MIN)
+        self._allocate(self.slots_sealed)
         self.groups[:] = 0
         self.wide_used[:] = 0
         self.long = LongStrings()
@@ -295,15 +327,19 @@ class GroupTable:
 class StringCounts(GroupTable):
     """Groups of one string that are only counted: strings of up to eight bytes lie in a table of their own."""
 
-    def _allocate(self, bits: int) -> None:
-        super()._allocate(bits)
+    def _allocate(self, slots: int) -> None:
+        super()._allocate(slots)
         if not hasattr(self, "short"):
-            self.slots = np.empty(len(self.encoded) // 4, np.uint64)
-            self._allocate_short(bits)
+            self.places = np.empty(len(self.encoded) // 4, np.uint64)
+            self._allocate_short(slots)
 
-    def _allocate_short(self, bits: int) -> None:
-        self.short_bits = bits
-        self.short = table_zeros(2 * (1 << bits) + 2)
+    def _allocate_short(self, slots: int) -> None:
+        self.short_slots = slots
+        self.short = table_zeros(2 * slots + 2)
+
+    def _tables(self) -> tuple[Any, ...]:
+        """What kernels are told of both tables: entries, shift of a hash, limit."""
+        return (self.short, _shift(self.short_slots), self.short_limit, self.T, _shift(self.slots), self.limit, self.groups)
 
     @property
     def nbytes(self) -> int:
@@ -311,10 +347,10 @@ class StringCounts(GroupTable):
 
     @property
     def short_limit(self) -> int:
-        return load_limit(self.short_bits, self.short_bits >= self.bits_max)
+        return load_limit(self.short_slots, self.short_slots >= self.slots_max)
 
     def fullness(self, rows: int) -> float:
-        if self.short_bits < self.bits_max:
+        if self.short_slots < self.slots_max:
             return super().fullness(rows)
         limit = self.short_limit
         return max(super().fullness(rows), float(self.groups[2]) / max(limit - rows, limit // 2))
@@ -322,8 +358,8 @@ class StringCounts(GroupTable):
     def _run_strings(self, strings: BytesColumn, common: tuple[Any, ...], reached: int) -> int:
         from hpcmr.kernels.count_strings import count_strings
 
-        return int(count_strings(strings.starts, strings.ends, strings.data, self.encoded, self.slots, self.jm, reached, len(strings), self.short,
-                                 64 - self.short_bits, self.short_limit, self.T, 64 - self.bits, self.limit, self.groups))
+        return int(count_strings(strings.starts, strings.ends, strings.data, self.encoded, self.places, self.jm, reached, len(strings),
+                                 *self._tables()))
 
     def add_words(self, blocks: BytesColumn) -> int:
         """Count the words of blocks of text; returns how many there were."""
@@ -331,12 +367,10 @@ class StringCounts(GroupTable):
 
         self.groups[3] = 0
         data = np.ascontiguousarray(blocks.data)
-        starts, ends = np.empty(2 * len(self.js), np.int64), np.empty(2 * len(self.js), np.int64)
         for at, end in zip(blocks.starts.tolist(), blocks.ends.tolist(), strict=True):
             stretch = 1 << 12
             while at < end:
-                at = count_words(data, at, end, starts, ends, self.encoded, self.slots, self.jm, self.short, 64 - self.short_bits,
-                                 self.short_limit, self.T, 64 - self.bits, self.limit, self.groups)
+                at = count_words(data, at, end, self.encoded, self.places, self.jm, *self._tables())
                 if at < end and self.groups[1] == LONG_STRING:
                     at = self._words_with_long(data, at, end, stretch, blocks.text)
                     stretch *= 2              # where long words are common, longer and longer stretches are taken this way
@@ -365,8 +399,8 @@ class StringCounts(GroupTable):
         if self.groups[1] != SHORT_FULL:
             return super().make_room()
         old = self.short
-        self._allocate_short(self._next_bits(self.short_bits, 20))
-        grow_short(old, self.short, 64 - self.short_bits)
+        self._allocate_short(self._next_slots(self.short_slots, 1 << 20))
+        grow_short(old, self.short, _shift(self.short_slots))
 
     def _everything(self) -> tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.uint64]]:
         from hpcmr.kernels.count_strings import widen_short
@@ -383,5 +417,10 @@ class StringCounts(GroupTable):
         return both, places, np.concatenate([short_hashes, hashes])
 
     def reset(self) -> None:
-        self._allocate_short(BITS_MIN)
+        self._allocate_short(SLOTS_MIN)
         super().reset()
+
+
+def _shift(slots: int) -> int:
+    """What shifts a hash to one of a power of two of slots."""
+    return 65 - slots.bit_length()

@@ -13,8 +13,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import h5py  # noqa: F401
+import numpy.ma  # noqa: F401
+
 import hpcmr as mr
 import hpcmr.io.hdf5
+import hpcmr.io.hdf5_links
 import hpcmr.io.text
 import hpcmr.kernels.count_strings
 import hpcmr.kernels.extra

@@ -13,11 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpcmr.data.batch import Batch
+from hpcmr.data.keys import KeyLayout, encode_keys
 from hpcmr.data.partitioning import Partitioned
 from hpcmr.data.schema import Schema
 from hpcmr.errors import DataError, JobSpecError
+from hpcmr.kernels.table import compact_groups
 from hpcmr.ops.accumulators import Agg
-from hpcmr.ops.aggregate import Aggregate
+from hpcmr.ops.aggregate import Aggregate, has_long_tail
 from hpcmr.ops.contract import Origin
 
 
@@ -44,6 +46,12 @@ class Context:
     def log(self, message: str, once: str | None = None) -> None: ...
 
 
+@pytest.fixture(autouse=True)
+def few_hot_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dozen keys fill the table of frequent ones, so that the rows of others are put aside."""
+    monkeypatch.setattr("hpcmr.ops.aggregate.HOT_SLOTS", 16)
+
+
 def run(batches: list[Batch], keys: tuple[str, ...], aggs: list[Agg], strategy: str = "auto", seal_each: bool = False,
         ranks: int = 1) -> dict[str, list[Any]]:
     """All groups, as columns; `ranks` operators share the batches and a further one merges what they sealed."""
@@ -60,9 +68,13 @@ def run(batches: list[Batch], keys: tuple[str, ...], aggs: list[Agg], strategy: 
         if seal_each:
             op.drain()
             owner.merge(kept(op.seal()))
+            while op.pending():
+                owner.merge(kept(op.seal()))
     for op in workers:
         op.drain()
         owner.merge(kept(op.seal()))
+        while op.pending():
+            owner.merge(kept(op.seal()))
     parts = [owner.finish(p) for p in range(ctx.partitions)]
     out = Batch.concat(parts)
     for op in (*workers, owner):
@@ -97,7 +109,7 @@ def close(a: float, b: float, ulps: float = 0) -> bool:
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.integers(-3, 3), st.floats(width=64, allow_nan=False, allow_infinity=False)), min_size=1, max_size=60),
-       st.sampled_from(["direct", "radix", "raw"]), st.booleans(), st.integers(1, 3))
+       st.sampled_from(["direct", "hot", "radix", "raw"]), st.booleans(), st.integers(1, 3))
 def test_float_aggregates(rows, strategy, seal_each, ranks):
     whole = Batch.of({"k": np.array([k for k, _ in rows], np.int64), "v": np.array([v for _, v in rows])})
     batches = [whole.slice(i, i + 7) for i in range(0, len(rows), 7)]
@@ -129,7 +141,7 @@ def test_the_three_ways_give_the_same_bits_and_key_order():
     v = rng.normal(size=20000) * 10.0 ** rng.integers(-300, 300, 20000)
     v[rng.integers(0, 20000, 9)] = [np.nan, np.inf, -np.inf, 0.0, -0.0, 5e-324, 1e308, -1e308, 1e-308]
     batches = [Batch.of({"k": k[i:i + 3000], "v": v[i:i + 3000]}) for i in range(0, 20000, 3000)]
-    results = [run(batches, ("k",), FULL[:5], s, e, r) for s in ("direct", "radix", "raw") for e in (False, True) for r in (1, 3)]
+    results = [run(batches, ("k",), FULL[:5], s, e, r) for s in ("direct", "hot", "radix", "raw") for e in (False, True) for r in (1, 3)]
     for other in results[1:]:
         for name in other:
             assert np.array(other[name]).tobytes() == np.array(results[0][name]).tobytes(), name
@@ -208,7 +220,7 @@ def test_composite_keys_shapes_and_other_types():
         assert out["va"][i] == 0.0 if len(rows) > 1 else math.isnan(out["va"][i])
 
 
-@pytest.mark.parametrize("strategy", ["direct", "radix", "raw"])
+@pytest.mark.parametrize("strategy", ["direct", "hot", "radix", "raw"])
 def test_nulls_are_skipped(strategy):
     v = np.ma.array([1.0, 2.0, 3.0, 4.0, 5.0], mask=[0, 1, 1, 0, 1])
     aggs = [Agg("count", None, "n"), Agg("count", "v", "c"), Agg("sum", "v", "s"), Agg("mean", "v", "m"), Agg("max", "v", "x")]
@@ -289,3 +301,38 @@ def test_words_are_counted_where_they_are_found(pieces, cut):
     out = Batch.concat([op.finish(p) for p in range(4)]).to_pydict()
     words = text.split()
     assert dict(zip(out["word"], out["n"], strict=True)) == {w: words.count(w) for w in words}
+
+
+def test_a_long_tail_of_rare_keys_is_found_in_a_sample() -> None:
+    rng = np.random.default_rng(5)
+    hashes = rng.integers(0, 1 << 62, 1 << 20).astype(np.uint64)
+    skewed = hashes[np.minimum(rng.zipf(1.3, 40_000), len(hashes) - 1)]
+    assert has_long_tail(skewed)
+    assert not has_long_tail(rng.choice(hashes[:5_000], 40_000))          # few keys, all met often
+    assert not has_long_tail(rng.choice(hashes, 40_000))                  # many, none met often
+
+
+def test_a_table_that_is_packed_in_place_is_in_partition_order() -> None:
+    """Groups that were pushed past the border of their partition, or past the end of the table, come back."""
+    rng = np.random.default_rng(6)
+    for slots, fill in ((8, 0.7), (64, 0.9), (1000, 0.97), (1000, 0.5), (1000, 0.0), (64, 1.0)):
+        keys = rng.choice(1 << 40, int(slots * fill), replace=False).astype(np.int64)
+        table = np.zeros((slots + 1) * 3, np.uint64)
+        hashes = encode_keys(Batch.of({"k": keys}), KeyLayout.of(Batch.of({"k": keys}).schema, ("k",))).hashes.tolist()
+        for key, h in zip(keys.tolist(), hashes, strict=True):
+            at = h * slots >> 64
+            while table[3 * at + 1]:
+                at = (at + 1) % slots
+            table[3 * at:3 * at + 3] = (key ^ 1 << 63, 1, key + 1)
+        for bits in (0, 1, 3, 6):
+            again, starts = table.copy(), np.zeros((1 << bits) + 1, np.int64)
+            n = compact_groups(again, 3, bits, np.zeros(300, np.uint64), starts)
+            if n < 0:
+                assert fill == 1.0
+                continue
+            rows = again[:3 * n].reshape(-1, 3)
+            assert sorted(rows[:, 2].tolist()) == sorted((keys + 1).tolist())
+            of = dict(zip((keys + 1).tolist(), hashes, strict=True))
+            partitions = [of[v] >> (64 - bits) if bits else 0 for v in rows[:, 2].tolist()]
+            assert partitions == sorted(partitions)
+            assert starts.tolist() == np.searchsorted(partitions, np.arange((1 << bits) + 1)).tolist()

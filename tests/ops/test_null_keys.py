@@ -113,7 +113,7 @@ def test_aggregates(kinds: str, variant: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("strategy", ["direct", "radix", "raw"])
+@pytest.mark.parametrize("strategy", ["direct", "hot", "radix", "raw"])
 def test_the_three_ways(strategy: str, variant: dict[str, Any]) -> None:
     rows = rows_of_seed(9, "i", 200)
     aggs = (Agg("count", None, "n"), Agg("sum", "v", "s"), Agg("min", "v", "m"), Agg("mean", "v", "a"))
