@@ -1,7 +1,7 @@
 """A partition in the order of its keys that does not fit in memory: sorted runs on scratch, merged in blocks.
 
 What the engine spilled comes back in pieces that fit, each is sorted and put away in blocks, and then all runs are read side by side,
-one block of each in memory. In every step all rows up to the least of the blocks' last rows are sorted together and given on: no row
+a block or two of each in memory. In every step all rows up to the least of the blocks' last rows are sorted together and given on: no row
 that comes later can stand before them. Each row is written to scratch twice in all, by the engine and here.
 """
 
@@ -20,7 +20,7 @@ from hpcmr.ops.contract import Spool, StageContext
 
 COPIES = 3                   # rows that are sorted lie in memory so many times
 PIECE_SHARE = 8              # of the free memory: what is read back and sorted at a time
-MERGE_SHARE = 4              # of the free memory: the blocks of all runs that are merged, with their copies
+MERGE_SHARE = 6              # of the free memory: the blocks of all runs that are merged, with their copies
 BLOCK_NBYTES = 1 << 20
 BLOCK_NBYTES_MIN = 1 << 12
 
@@ -71,11 +71,8 @@ class SortedRuns:
         held = 0
         try:
             while True:
-                for i, run in enumerate(self.runs):
-                    if waiting[i] is None and run:
-                        handle = run.pop(0)
-                        waiting[i] = self.spool.get(handle)
-                        self.spool.drop(handle)
+                for i in range(len(self.runs)):
+                    waiting[i] = self._filled(waiting[i], self.runs[i])
                 now = sum(COPIES * b.nbytes for b in waiting if b is not None)
                 held = self._account(held, now)
                 live = [i for i, b in enumerate(waiting) if b is not None]
@@ -85,6 +82,15 @@ class SortedRuns:
         finally:
             self._account(held, 0)
             self.drop()
+
+    def _filled(self, block: Batch | None, run: list[Any]) -> Batch | None:
+        """What waits of a run, with the next block behind it where there is little: the run that has least decides how far a step goes."""
+        if not run or (block is not None and 2 * block.nbytes > self.block_nbytes):
+            return block
+        handle = run.pop(0)
+        more = self.spool.get(handle)
+        self.spool.drop(handle)
+        return more if block is None else Batch.concat([block, more])
 
     def _step(self, waiting: list[Batch | None], live: list[int]) -> Batch:
         """The rows that nothing can come before; what is left of each run stays in `waiting`."""
