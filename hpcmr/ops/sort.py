@@ -80,8 +80,8 @@ class Sort:
         self._sorter = Sorter()
 
     def import_kernels(self) -> None:
-        import hpcmr.kernels.sort  # noqa: F401
-        import hpcmr.kernels.sort_keys  # noqa: F401
+        import hpcmr.kernels.sort
+        import hpcmr.kernels.sort_keys
         import hpcmr.kernels.sort_rows  # noqa: F401
 
     def _take(self, nbytes: int) -> None:

@@ -66,7 +66,7 @@ class TopK:
         self._forget()
 
     def import_kernels(self) -> None:
-        import hpcmr.kernels.sort  # noqa: F401
+        import hpcmr.kernels.sort
         import hpcmr.kernels.sort_keys  # noqa: F401
 
     def _forget(self) -> None:

@@ -17,7 +17,8 @@ from hpcmr.ops.sort import Sort
 from tests.support.small_engine import Splits
 from tests.support.survey_engine import run
 
-STRINGS = [b"", b"a", b"a\0", b"ab", b"\xff" * 23, b"x" * 23, b"x" * 24, b"x" * 24 + b"a", b"x" * 60, b"x" * 60 + b"\0", b"a hundred bytes", b"\xff\xfe"]
+STRINGS = [b"", b"a", b"a\0", b"ab", b"\xff" * 23, b"x" * 23, b"x" * 24, b"x" * 24 + b"a", b"x" * 60, b"x" * 60 + b"\0",
+           b"a hundred bytes", b"\xff\xfe"]
 KEYS = [["i64"], ["b", "i64"], ["f"], ["f", "s"], ["s"], ["s", "f"], ["t", "s"], ["S", "i8"], ["raw"], ["d", "n"], ["n", "i8", "u16", "f4"],
         ["b", "i8", "s", "i64"], ["same"], ["u8"]]
 
@@ -129,9 +130,10 @@ def test_hidden_columns_are_sorted_by() -> None:
         assert found["p"].values.tolist() == order.tolist()
 
 
-SPREADS = {"all equal": lambda n, rng: np.zeros(n, np.int64), "two values": lambda n, rng: rng.integers(0, 2, n), "sorted": lambda n, rng: np.arange(n),
-           "Zipf": lambda n, rng: rng.zipf(1.3, n) % 10**6, "reversed": lambda n, rng: np.arange(n)[::-1].copy(),
-           "lognormal": lambda n, rng: rng.lognormal(0, 5, n), "even": lambda n, rng: rng.integers(0, 2**62, n)}
+SPREADS = {"all equal": lambda n, rng: np.zeros(n, np.int64), "two values": lambda n, rng: rng.integers(0, 2, n),
+           "sorted": lambda n, rng: np.arange(n), "Zipf": lambda n, rng: rng.zipf(1.3, n) % 10**6,
+           "reversed": lambda n, rng: np.arange(n)[::-1].copy(), "lognormal": lambda n, rng: rng.lognormal(0, 5, n),
+           "even": lambda n, rng: rng.integers(0, 2**62, n)}
 
 
 @pytest.mark.parametrize("spread", SPREADS)
@@ -155,7 +157,8 @@ def test_on_ranks(subworld: Any, n: int) -> None:
     whole = rows(n, 4)
     r, size = subworld.rank, subworld.size
     first = 0 if n < 10 else n // 3                        # rank 0 has the more, or nothing
-    a, b = (0, first) if r == 0 and size > 1 else (first + (n - first) * (r - 1) // (size - 1), first + (n - first) * r // (size - 1)) if r else (0, n)
+    cuts = [0, *(first + (n - first) * i // max(1, size - 1) for i in range(size))] if size > 1 else [0, n]
+    a, b = cuts[r:r + 2]
     comm = getattr(subworld, "comm", None)
     for names, extra in ((["i64"], ["p"]), (["t", "f"], ["p", "pos", "l"]), (["raw", "n"], ["s"]), (["same"], ["p"])):
         batch = whole.select([*names, *extra])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -82,8 +83,7 @@ def _work(op: Any, splits: Splits, me: One, ctx: Context, seals: int) -> list[Ba
         op.observe(splits[s][j], origins[s, j])
     op.settle(me)
     bounds = owner_bounds(me.allreduce(op.weights()), me.size)
-    cuts = np.linspace(0, len(mine), seals + 1).astype(int)
-    for a, b in zip(cuts[:-1], cuts[1:], strict=True):
+    for a, b in itertools.pairwise(np.linspace(0, len(mine), seals + 1).astype(int)):
         for s, j in mine[a:b]:
             op.consume(splits[s][j], origins[s, j])
         op.drain()
