@@ -41,6 +41,20 @@ else:
     said = None
 assert len(set(comm.allgather(said))) == 1 and "not this one" in said, said
 assert sums(comm)["n"].tolist() == [20 * comm.size] * 5          # and life goes on
+
+for c in (comm, half):                                           # arrays in, arrays out
+    sent = mr.shuffle(c, {"to": np.arange(c.size), "from": np.full(c.size, c.rank)}, dest=np.arange(c.size))
+    assert sent["from"].tolist() == list(range(c.size)) and set(sent["to"].tolist()) == {c.rank}
+    sums = mr.reduce_by_key(c, {"k": np.arange(10) % 3}, key="k", aggs={"n": mr.count()})
+    there = mr.gather(c, mr.sort(c, sums, by="k"))
+    assert there is None or there["n"].tolist() == [4 * c.size, 3 * c.size, 3 * c.size]
+try:
+    mr.shuffle(comm, {"a": [1]}, dest=[comm.size if comm.rank == 1 else 0])
+except mr.HpcmrError as error:
+    said = str(error)
+else:
+    said = None
+assert len(set(comm.allgather(said))) == 1 and "there are ranks" in said, said
 after = surroundings()
 assert before == after, (before, after)
 half.Free()
