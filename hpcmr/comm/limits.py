@@ -21,19 +21,23 @@ def _read(path: Path) -> str:
 
 
 def _cgroup_nbytes(proc: Path, cgroups: Path) -> int | None:
-    """The least memory limit on the way from this process's control group to the root, version 1 or 2."""
+    """The least memory limit on the way from this process's control group to the root, version 1, 2, or 2 beside 1.
+
+    In version 2 ``memory.high`` counts as well: beyond it a process is slowed down to a crawl.
+    """
     limits = []
     for line in _read(proc / "self/cgroup").splitlines():
         number, controllers, path = line.split(":", 2)
         if number != "0" and "memory" not in controllers.split(","):
             continue
-        base, name = (cgroups, "memory.max") if number == "0" else (cgroups / "memory", "memory.limit_in_bytes")
-        folder = base / path.lstrip("/")
-        for place in (folder, *folder.parents):
-            text = _read(place / name).strip()
-            limits += [int(text)] if text.isdigit() else []
-            if place == base:
-                break
+        bases, names = ([cgroups, cgroups / "unified"], ("memory.max", "memory.high")) if number == "0" else (
+            [cgroups / "memory"], ("memory.limit_in_bytes",))
+        for base in bases:
+            # Inside a container the path may be that of the host, or lead up ("/../x"): what is mounted is ours, and its top counts.
+            folder = base.joinpath(*(part for part in Path(path).parts if part not in ("/", "..")))
+            places = [folder, *folder.parents]
+            texts = [_read(place / name).strip() for place in places[:places.index(base) + 1] for name in names]
+            limits += [int(text) for text in texts if text.isdigit()]
     least = min(limits, default=_UNLIMITED)
     return least if least < _UNLIMITED else None
 

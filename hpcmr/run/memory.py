@@ -9,6 +9,7 @@ from hpcmr.comm.limits import memory_per_rank
 from hpcmr.errors import JobSpecError, MemoryTooSmall
 
 MARGIN = 0.8                        # of a limit found, what we plan with: the rest is for MPI, libraries and the page cache
+PROCESS_NBYTES = 180 << 20          # the bare process: imports, MPI, kernels; most of it is loaded after the budget is made
 BUDGET_NBYTES_MIN = 64 << 20        # read buffers, one round of an exchange, the first tables
 _UNITS = {"": 1, "K": 10, "M": 20, "G": 30, "T": 40}
 
@@ -70,7 +71,7 @@ class MemoryBudget:
 
     def __init__(self, limit_nbytes: int, why: str) -> None:
         if limit_nbytes < BUDGET_NBYTES_MIN:
-            raise MemoryTooSmall(f"{show_nbytes(limit_nbytes)} of memory for a rank ({why}) is too little to start; "
+            raise MemoryTooSmall(f"{show_nbytes(max(0, limit_nbytes))} of memory for a rank ({why}) is too little to start; "
                                  f"a rank needs {show_nbytes(BUDGET_NBYTES_MIN)} at least: give --memory {BUDGET_NBYTES_MIN >> 20}MiB or more, or "
                                  "start fewer ranks per node")
         self.limit_nbytes = limit_nbytes
@@ -104,10 +105,10 @@ def budget_of(memory: str | int | None, node_size: int) -> MemoryBudget:
     ----------
     memory : str or int, optional
         ``--memory``: bytes for each rank. None: an equal share of the least limit that control group, Slurm or node set, less a margin and what the
-        process holds already.
+        process holds already, or will hold when all is loaded.
     """
     if memory is not None:
         return MemoryBudget(parse_nbytes(memory), f"--memory {memory}")
     share, by = memory_per_rank(node_size)
     ranks = f"{node_size} rank{'s' if node_size > 1 else ''}"
-    return MemoryBudget(int(share * MARGIN) - status_nbytes("VmRSS"), f"a share of the {by} limit, {ranks} on this node")
+    return MemoryBudget(int(share * MARGIN) - max(PROCESS_NBYTES, status_nbytes("VmRSS")), f"a share of the {by} limit, {ranks} on this node")

@@ -26,6 +26,22 @@ def test_the_least_limit_of_version_2_counts(tmp_path):
     assert memory_per_rank(4, {}, proc, groups) == (1 << 30, "cgroup")
 
 
+def test_a_limit_that_slows_down_counts(tmp_path):
+    files = {"job/memory.max": f"{4 << 30}\n", "job/memory.high": f"{3 << 30}\n", "unified/job/memory.max": f"{5 << 30}\n"}
+    proc, groups = system(tmp_path, "0::/job\n", files)
+    assert memory_limits({}, proc, groups)["cgroup"] == 3 << 30
+
+
+def test_version_2_beside_version_1(tmp_path):
+    proc, groups = system(tmp_path, "4:cpu:/\n0::/a/b\n", {"unified/a/memory.max": f"{2 << 30}\n", "unified/a/b/memory.max": "max\n"})
+    assert memory_limits({}, proc, groups)["cgroup"] == 2 << 30
+
+
+def test_a_container_that_sees_a_path_of_its_host(tmp_path):
+    proc, groups = system(tmp_path, "0::/../pod/c\n", {"memory.max": f"{2 << 30}\n"})
+    assert memory_limits({}, proc, groups)["cgroup"] == 2 << 30
+
+
 def test_version_1(tmp_path):
     proc, groups = system(
         tmp_path,

@@ -33,7 +33,9 @@ def test_take_and_give():
 def test_ranks_of_a_node_share_its_limit(monkeypatch):
     monkeypatch.setattr("hpcmr.run.memory.memory_per_rank", lambda n: ((8 << 30) // n, "cgroup"))
     monkeypatch.setattr("hpcmr.run.memory.status_nbytes", lambda name: 100 << 20)
-    assert budget_of(None, 4).limit_nbytes == int((2 << 30) * 0.8) - (100 << 20)
+    assert budget_of(None, 4).limit_nbytes == int((2 << 30) * 0.8) - (180 << 20)
+    monkeypatch.setattr("hpcmr.run.memory.status_nbytes", lambda name: 300 << 20)
+    assert budget_of(None, 4).limit_nbytes == int((2 << 30) * 0.8) - (300 << 20)
     assert "a share of the cgroup limit, 4 ranks on this node" in budget_of(None, 4).why
     with pytest.raises(MemoryTooSmall, match="start fewer ranks per node"):
         budget_of(None, 200)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -20,7 +21,7 @@ from hpcmr.run import rounds, shelf
 from hpcmr.run.session import Session
 from hpcmr.store import paths, spill
 from tests.store.support import bits
-from tests.support.launch import check, needs_launcher, run_job
+from tests.support.launch import ROOT, check, needs_launcher, run_job
 
 ROWS = {"large": 20_000_000, "middle": 10_000_000, "bare": 20_000}
 
@@ -196,6 +197,41 @@ def test_peak_memory(inputs, tmp_path, n, way, name):
     assert 0 < spilled <= 2 * ROWS[name] * (16 if way == "raw" else 64)
     assert left_in(tmp_path / "scratch") == []
     assert json.loads((tmp_path / name / "manifest.json").read_text())["rows"] == ROWS[name]
+
+
+GROUP_NBYTES = 384 << 20
+
+
+@pytest.fixture
+def control_group():
+    """A control group with a limit; its file of processes."""
+    for base, name in ((Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"), (Path("/sys/fs/cgroup"), "memory.max")):
+        group = base / f"hpcmr-test-{os.getpid()}"
+        try:
+            group.mkdir()
+        except OSError:
+            continue
+        try:
+            (group / name).write_text(str(GROUP_NBYTES))
+            yield group / "cgroup.procs"
+            return
+        except OSError:
+            continue
+        finally:
+            group.rmdir()
+    pytest.skip("no control group with a memory limit can be made here")
+
+
+def test_a_limit_of_the_control_group_is_found_and_obeyed(inputs, tmp_path, control_group):
+    """Without --memory: a job on 320 MB (1.3 GB of states) is not killed where all of its memory may have 384 MiB."""
+    run_one(inputs, tmp_path, "bare", "states", 0)
+    words = ["-m", "hpcmr", "job", inputs / "job.py", "-q", "--run-dir", tmp_path / "run", "--scratch", tmp_path / "scratch", "--set",
+             f"input='{inputs}/large.h5'", "--set", "way='states'", "--set", f"log='{tmp_path}/log'", "--set", f"output.out='{tmp_path}/out'"]
+    line = ["sh", "-c", f'echo $$ > {control_group}; exec "$@"', "sh", sys.executable, *map(str, words)]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=120, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0, done.stderr[-2000:]
+    peak, spilled = (int(x) for x in (tmp_path / "log").read_text().split())
+    assert peak < GROUP_NBYTES and spilled > 0
 
 
 def test_what_a_killed_job_left_is_removed_by_the_next(inputs, tmp_path):
