@@ -6,7 +6,8 @@ count, and the bins that hold the wanted ranks are the next range, until what is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,12 +19,13 @@ from hpcmr.errors import JobSpecError
 from hpcmr.ops.outlet import OutletContext
 
 if TYPE_CHECKING:
-    from hpcmr.ops.contract import Collective
+    from hpcmr.ops.contract import Collective, Spool
 
 METHODS = ("linear", "lower", "higher", "midpoint")
 BIN_BITS = 12
 GATHERED = 1 << 14              # few enough values to be gathered and sorted
-CHUNK_ROWS = 1 << 20
+CHUNK_ROWS = 1 << 18
+RESERVE_SHARE = 4               # of the memory that is free at the beginning, the part that is left free before values go to scratch
 MAGNITUDE_BITS = 20             # sign, 11 bits of exponent, 8 of mantissa: a bucket is 2^-8 of its lower bound wide
 APPROX_ERROR = 2.0 ** -9
 SIGN = np.uint64(1 << 63)
@@ -116,32 +118,51 @@ class ExactQuantile(_Quantile):
 
     Notes
     -----
-    Cost: one pass; each rank keeps its values of the column in memory, and looks through them once or twice.
+    Cost: one pass; each rank keeps its values of the column, in memory or, where that is short, on scratch, and looks through them once or
+    twice.
     """
 
     def open(self, ctx: OutletContext, schema: Schema) -> None:
         super().open(ctx, schema)
-        self.chunks: list[NDArray[Any]] = []
-        self.filled = 0
+        self.chunks: list[NDArray[Any] | Away] = []
+        self.filled = CHUNK_ROWS
+        self.reserve = ctx.available() // RESERVE_SHARE
         self.found: NDArray[Any] | None = None
 
     def take(self, piece: int, batch: Batch) -> None:
         values = self.values(batch)
         done = 0
         while done < len(values):
-            if not self.chunks or self.filled == len(self.chunks[-1]):
+            if self.filled == CHUNK_ROWS:
+                self._put_away(CHUNK_ROWS * values.dtype.itemsize)
                 self.hold(CHUNK_ROWS * values.dtype.itemsize)
                 self.chunks.append(np.empty(CHUNK_ROWS, values.dtype))
                 self.filled = 0
+            chunk = self.chunks[-1]
+            assert isinstance(chunk, np.ndarray)
             n = min(len(values) - done, CHUNK_ROWS - self.filled)
-            self.chunks[-1][self.filled:self.filled + n] = values[done:done + n]
+            chunk[self.filled:self.filled + n] = values[done:done + n]
             self.filled += n
             done += n
 
+    def _put_away(self, nbytes: int) -> None:
+        """Move chunks to scratch until there is room for `nbytes` bytes, if there is some."""
+        ctx = self.ctx
+        spool = getattr(ctx, "spool", None)
+        if ctx is None or spool is None:
+            return
+        for i, chunk in enumerate(self.chunks):
+            if ctx.available() - nbytes >= self.reserve:
+                return
+            if isinstance(chunk, np.ndarray):
+                self.chunks[i] = Away(spool, spool.put(Batch({"x": FixedColumn(chunk)})))
+                self.hold(-chunk.nbytes)
+
     def settle(self, together: Collective) -> None:
         """Find the wanted values. Collective: yes."""
-        if self.chunks:
-            self.chunks[-1] = self.chunks[-1][:self.filled]
+        last = self.chunks[-1] if self.chunks else None
+        if isinstance(last, np.ndarray):
+            self.chunks[-1] = last[:self.filled]
         select = Selection(self.chunks)
         held, nans = (int(x) for x in together.allreduce(np.array([select.count, select.nans], np.int64)))
         pairs = [self.between(held, q) for q in self.q] if held else []
@@ -166,6 +187,9 @@ class ExactQuantile(_Quantile):
         return self.found
 
     def abandon(self) -> None:
+        for chunk in self.chunks:
+            if isinstance(chunk, Away):
+                chunk.drop()
         self.chunks = []
         super().abandon()
 
@@ -214,12 +238,28 @@ class ApproxQuantile(_Quantile):
         return np.array(out, np.float64)
 
 
+@dataclass(frozen=True)
+class Away:
+    """Values on scratch."""
+
+    spool: Spool
+    handle: Any
+
+    def load(self) -> NDArray[Any]:
+        column = self.spool.get(self.handle)["x"]
+        assert isinstance(column, FixedColumn)
+        return column.values
+
+    def drop(self) -> None:
+        self.spool.drop(self.handle)
+
+
 class Selection:
     """Values of which some are wanted by their rank among those of all ranks.
 
     Parameters
     ----------
-    chunks : list of (n,) arrays
+    chunks : list of (n,) arrays, or of these on scratch
         Values of one type; NaN are counted and left out. The list is emptied.
 
     Attributes
@@ -227,31 +267,38 @@ class Selection:
     count, nans : int
     """
 
-    def __init__(self, chunks: list[NDArray[Any]]) -> None:
-        self.chunks: list[Words] = []
-        self.nans = 0
+    def __init__(self, chunks: list[NDArray[Any] | Away]) -> None:
+        self.chunks: list[Words | Away] = []
+        self.count = self.nans = 0
+        self.low, self.high = (1 << 64) - 1, 0
         chunks.reverse()
         while chunks:
-            values = chunks.pop()
+            chunk = chunks.pop()
+            values = chunk if isinstance(chunk, np.ndarray) else chunk.load()
             words = words_of(values)
+            self.count += len(words)
             self.nans += len(values) - len(words)
-            self.chunks.append(words)
-        self.count = sum(len(w) for w in self.chunks)
+            if len(words):
+                self.low, self.high = min(self.low, int(words.min())), max(self.high, int(words.max()))
+            self.chunks.append(words if isinstance(chunk, np.ndarray) else chunk)
+
+    def _words(self) -> Iterator[Words]:
+        for chunk in self.chunks:
+            yield chunk if isinstance(chunk, np.ndarray) else words_of(chunk.load())
 
     def find(self, wanted: list[int], together: Collective) -> dict[int, int]:
         """Word of each of the `wanted` ranks, ascending, from 0. Collective: yes."""
         found: dict[int, int] = {}
         if not wanted:
             return found
-        low = min((int(w.min()) for w in self.chunks if len(w)), default=(1 << 64) - 1)
-        high = max((int(w.max()) for w in self.chunks if len(w)), default=0)
-        low = int(together.allreduce(np.array([low], np.uint64), "min")[0])
-        high = int(together.allreduce(np.array([high], np.uint64), "max")[0])
+        low = int(together.allreduce(np.array([self.low], np.uint64), "min")[0])
+        high = int(together.allreduce(np.array([self.high], np.uint64), "max")[0])
         # Ranges that hold wanted values: first word, last word, and how many values lie below.
         ranges = [(low, high, 0)]
         while True:
             ranges, left = self._narrow(ranges, wanted, found, together)
             if not ranges:
+                self._keep(ranges)
                 return found
             self._keep(ranges)
             if left <= GATHERED:
@@ -266,7 +313,7 @@ class Selection:
         shifts = [max(0, (high - low).bit_length() - BIN_BITS) for low, high, _ in ranges]
         counts = np.zeros((len(ranges), 1 << BIN_BITS), np.int64)
         lows, highs = _bounds(ranges)
-        for words in self.chunks:
+        for words in self._words():
             count_words(words, len(words), lows, highs, np.array(shifts, np.int64), counts)
         counts = together.allreduce(counts)
         narrower, left = [], 0
@@ -288,14 +335,17 @@ class Selection:
         from hpcmr.kernels.quantile import keep_words
 
         lows, highs = _bounds(ranges)
-        for i, words in enumerate(self.chunks):
+        for i, words in enumerate(self._words()):
+            chunk = self.chunks[i]
+            if isinstance(chunk, Away):
+                chunk.drop()
             out = np.empty(len(words), np.uint64)
             n = keep_words(words, len(words), lows, highs, out, 0)
             self.chunks[i] = out[:n].copy() if n < len(words) // 2 else out[:n]
 
     def _sort(self, ranges: list[tuple[int, int, int]], wanted: list[int], found: dict[int, int], together: Collective) -> None:
         """Few values are left: every rank gets all of them."""
-        mine = np.concatenate(self.chunks) if self.chunks else np.empty(0, np.uint64)
+        mine = np.concatenate([np.empty(0, np.uint64), *self._words()])
         whole = np.sort(np.concatenate(together.allgather(mine)))
         for low, high, below in ranges:
             a, b = int(np.searchsorted(whole, np.uint64(low))), int(np.searchsorted(whole, np.uint64(high), "right"))

@@ -68,6 +68,51 @@ def test_exact_quantiles_are_those_of_numpy(name: str, ranks: int, gathered: int
             assert method not in ("lower", "higher") or found.dtype == x.dtype
 
 
+class Shelf:
+    """A spool that counts what lies on it."""
+
+    def __init__(self) -> None:
+        self.kept: dict[int, Batch] = {}
+        self.puts = 0
+
+    def put(self, batch: Batch) -> int:
+        self.puts += 1
+        self.kept[self.puts] = batch
+        return self.puts
+
+    def get(self, handle: int) -> Batch:
+        return self.kept[handle]
+
+    def drop(self, handle: int) -> None:
+        del self.kept[handle]
+
+
+@pytest.mark.parametrize("name", ["normal", "heavy", "same", "ints"])
+def test_values_go_to_scratch_where_memory_is_short(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CHUNK_ROWS", 100)
+    monkeypatch.setattr(module, "GATHERED", 0)
+    shelves = [Shelf() for _ in range(2)]
+    whole = Batch.of({"x": SHAPES[name]})
+
+    class Short(Context):
+        def available(self) -> int:
+            return 4000 - self.taken
+
+    def work(together: Any) -> Any:
+        outlet, ctx = ExactQuantile("x", Q), Short()
+        ctx.spool = shelves[together.rank]      # type: ignore[attr-defined]
+        outlet.open(ctx, whole.schema)
+        half = whole.nrows // 2
+        outlet.take(0, whole.slice(half * together.rank, half if together.rank == 0 else whole.nrows))
+        assert ctx.taken <= 4000
+        outlet.settle(together)
+        outlet.abandon()
+        return outlet.combine([])
+
+    assert on_ranks(2, work)[0].tolist() == np.quantile(SHAPES[name], Q).tolist()
+    assert all(shelf.puts and not shelf.kept for shelf in shelves)
+
+
 def test_nulls_nan_dates_and_nothing() -> None:
     masked = np.ma.MaskedArray(np.arange(10.0), np.arange(10) % 2 == 0)
     assert quantiles(lambda: ExactQuantile("x", [0.5]), masked).tolist() == [5.0]
