@@ -148,6 +148,7 @@ class MixedAggregate:
     def open(self, ctx: StageContext, estimate: Batch | None) -> None:
         self.ctx = ctx
         self.turn = 0
+        self.part_pending = False
         self.rows_in = 0
         for part in self.parts:
             part.open(ctx, estimate)
@@ -175,13 +176,16 @@ class MixedAggregate:
     def seal(self) -> Partitioned:
         """The state of one part; the next seal takes that of the next part."""
         number = self.turn
-        self.turn = (self.turn + 1) % len(self.parts)
         part = self.parts[number].seal()
+        # The answer is the same on all ranks: parts seal in one or in two steps by how they hold rows, which a common sample decides.
+        self.part_pending = bool(getattr(self.parts[number], "pending", bool)())
+        if not self.part_pending:
+            self.turn = (number + 1) % len(self.parts)
         batch = Batch({f"{number}:{n}": c for n, c in part.batch.columns.items()}, part.batch.nrows)
         return Partitioned(batch, part.starts, part.first, part.reused)
 
     def pending(self) -> bool:
-        return self.turn != 0
+        return self.turn != 0 or self.part_pending
 
     def merge(self, part: Partitioned) -> None:
         if not part.batch.nrows:
