@@ -60,7 +60,11 @@ KEYS: dict[str, dict[str, Key]] = {
         "function": Key(f"one of {', '.join(REDUCERS)}{_FUNCTION}", (str,), required=True),
         "order": Key("'ascending' or 'descending'", (str,), choices=("ascending", "descending")),
     },
-    "output": {"path": Key("a folder", (str,))},
+    "output": {
+        "path": Key("a folder", (str,)),
+        "sort": Key("'key' or 'value'", (str,), choices=("key", "value")),
+        "order": Key("'ascending' or 'descending'", (str,), choices=("ascending", "descending")),
+    },
 }
 
 

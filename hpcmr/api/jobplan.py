@@ -31,13 +31,27 @@ def table_of(job: JobFile) -> Table:
     """
     mapped, has_value = _mapped(job)
     operator = _reducer(job, has_value)
-    if job["reduce.order"] == "descending":
-        from hpcmr.ops.descending import Descending
-
-        operator = Descending(operator)
     partitions = job["shuffle.partitions"]
     label = f"reduce {job['reduce.function']}" + (f", combine {job['combine.function']}" if job["combine.function"] else "")
-    return Table(Keyed(label, _place(job, "reduce.function"), mapped, operator, partitions))
+    return Table(_sorted(job, Keyed(label, _place(job, "reduce.function"), mapped, operator, partitions)))
+
+
+def _sorted(job: JobFile, node: Node) -> Node:
+    """The reducer's rows in the order that the file asks for."""
+    by, told = job["output.sort"], "output.sort"
+    if by is not None and job["reduce.order"] == "descending":
+        raise job.fail("reduce.order", "[output] sort orders the whole output; give its direction as [output] order, and leave this out")
+    if by is None and job["output.order"] is not None:
+        raise job.fail("output.order", "it goes with sort = 'key' or sort = 'value'")
+    if by is None and job["reduce.order"] == "descending":
+        by, told = "key", "reduce.order"
+    if by is None:
+        return node
+    from hpcmr.ops.sort import Sort
+
+    down = "descending" in (job["output.order"], job["reduce.order"])
+    columns = ["key"] if by == "key" else ["value", "key"]
+    return Keyed(f"sort by {by}{' descending' if down else ''}", _place(job, told), node, Sort(columns, [down, False][:len(columns)]), None)
 
 
 def functions_of(job: JobFile) -> list[Callable[..., Any]]:

@@ -49,8 +49,26 @@ def test_options_of_words(tmp_path: Path) -> None:
     words, = steps_of(nodes)
     assert words.lowercase
     assert words.strip_punctuation
-    assert nodes[-1].partitions == 8  # type: ignore[attr-defined]
-    assert operator_of(nodes).fingerprint()[0] == "descending"
+    assert nodes[-2].partitions == 8  # type: ignore[attr-defined]
+    assert operator_of(nodes).fingerprint() == (("key",), (True,), ())
+
+
+@pytest.mark.parametrize(("settings", "fingerprint"), [
+    (["output.sort=key"], (("key",), (False,), ())),
+    (["output.sort=key", "output.order=descending"], (("key",), (True,), ())),
+    (["output.sort=value", "output.order=descending"], (("value", "key"), (True, False), ())),
+])
+def test_sorted_output(tmp_path: Path, settings: list[str], fingerprint: Any) -> None:
+    assert operator_of(plan(tmp_path, WORDS, *settings)).fingerprint() == fingerprint
+
+
+@pytest.mark.parametrize(("settings", "message"), [
+    (["output.sort=value", "reduce.order=descending"], "leave this out"),
+    (["output.order=descending"], "it goes with sort"),
+])
+def test_orders_that_contradict(tmp_path: Path, settings: list[str], message: str) -> None:
+    with pytest.raises(JobSpecError, match=message):
+        plan(tmp_path, WORDS, *settings)
 
 
 def test_the_document_as_value(tmp_path: Path) -> None:

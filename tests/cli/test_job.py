@@ -132,6 +132,13 @@ def test_inverted_index_and_order(folder: Path) -> None:
     assert [r["key"] for r in rows(folder, "out")] == sorted(documents, reverse=True)
 
 
+def test_sorted_by_value(folder: Path) -> None:
+    (folder / "wc.toml").write_text(TOML)
+    check(run_job(["job", "wc.toml", "--set", "output.path=out", "--set", "output.sort=value", "--set", "output.order=descending"], n=0, cwd=folder))
+    counts = Counter(words())
+    assert [(r["key"], r["value"]) for r in rows(folder, "out")] == sorted(counts.items(), key=lambda item: (-item[1], item[0].encode()))
+
+
 BREAKS = {
     "one-rank-between-actions": (
         "    if ctx.rank == 1: raise ValueError('only here')\n    mr.read_text('texts').collect()\n", "ValueError: only here"),
