@@ -39,6 +39,8 @@ class Rename:
         out = Schema(tuple(Field(self.names.get(f.name, f.name), f.type, f.attrs) for f in schema))
         twice = next((n for n in out.names if out.names.count(n) > 1), None)
         if twice is not None:
+            if any(old.startswith("~") for old in self.names):        # a key that is an expression
+                raise JobSpecError(f"a key and a column would both be called {twice!r}; give the key a name, for example group_by(cell=...)")
             raise JobSpecError(f"rename gives two columns the name {twice!r}")
         return out
 

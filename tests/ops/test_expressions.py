@@ -418,7 +418,8 @@ def mine(world: Any, columns: dict[str, Any]) -> mr.Table:
 @pytest.mark.parametrize("n", [0, 1, 5000])
 def test_verbs_on_ranks(world: Any, n: int) -> None:
     rng = np.random.default_rng(7)
-    columns = {"k": rng.integers(-50, 50, n), "v": rng.standard_normal(n) / 3, "pos": rng.random((n, 3)), "s": np.array([f"Name {i % 13}" for i in range(n)], "S7")}
+    columns = {"k": rng.integers(-50, 50, n), "v": rng.standard_normal(n) / 3, "pos": rng.random((n, 3)),
+               "s": np.array([f"Name {i % 13}" for i in range(n)], "S7")}
     table = mine(world, columns)
     rows = table.filter((c("v") > 0) & (c("s").str.length() == 6)).with_columns(e=c("v") ** 2 * c("k"), x=c("pos")[:, 0], low=c("s").str.lower())
     keep = (columns["v"] > 0) & np.array([len(s) == 6 for s in columns["s"]], bool)
@@ -437,6 +438,19 @@ def test_verbs_on_ranks(world: Any, n: int) -> None:
         here = np.array([key == (result["k"][i], result["odd"][i]) for key in keys])
         assert result["count"][i] == here.sum() and result["v_sum"][i] == math.fsum((columns["v"][here] ** 2).tolist())
         assert result["top"][i] == (columns["pos"][here, 2] + 1).max() and result["low"][i] == columns["k"][here].min()
+
+
+@pytest.mark.mpi
+def test_sorted_and_grouped_by_expressions(world: Any) -> None:
+    v = np.random.default_rng(8).permutation(500) - 250
+    table = mine(world, {"v": v, "w": v * 0.5})
+    found = table.sort_by(c("v").abs() // 10, -c("w")).collect()
+    order = np.lexsort((-v * 0.5, np.abs(v) // 10))
+    assert found.columns == ("v", "w") and found["v"].tolist() == v[order].tolist()
+    sizes = table.group_by(cell=c("v") // 100).apply(mr.batch(lambda cols: {"n": len(cols["w"])}), out={"n": "int64"}).collect()
+    assert dict(zip(sizes["cell"].tolist(), sizes["n"].tolist(), strict=True)) == {cell: 100 if cell < 2 else 50 for cell in range(-3, 3)} | {-3: 50}
+    with pytest.raises(JobSpecError, match=r"a key and a column would both be called 'v'; .*group_by\(cell"):
+        table.group_by(c("v") // 100).apply(mr.batch(lambda cols: {"n": 1})).collect()
 
 
 @pytest.mark.mpi
