@@ -6,6 +6,7 @@ from typing import Any
 
 from hpcmr.data.batch import Batch
 from hpcmr.data.schema import Schema
+from hpcmr.ops.contract import Collective
 from hpcmr.ops.keyed_rows import owned
 from hpcmr.ops.outlet import OutletContext
 
@@ -48,6 +49,15 @@ class Collect:
 
     def enough(self, piece: int) -> bool:
         return False
+
+    def settle(self, together: Collective) -> None:
+        """Who gets the rows needs room for those of all ranks as they come, and for the whole that is made of them."""
+        assert self.ctx is not None
+        total = sum(together.allgather(self.held))
+        if together.rank == (self.root or 0) or self.root is None:
+            need = 2 * total - self.held
+            self.ctx.take(need, f"{self.name}, which brings {total:,} bytes of rows to {'every' if self.root is None else 'one'} rank,")
+            self.ctx.give(need)
 
     def local(self) -> Pieces:
         """The rows of this rank; from here on they are the caller's, not the budget's."""

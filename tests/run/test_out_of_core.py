@@ -140,6 +140,15 @@ def test_a_partition_that_does_not_fit_names_the_limit(tmp_path, always):
     assert left_in(tmp_path) == []
 
 
+def test_collect_obeys_the_budget():
+    table = mr.from_arrays(None, {"v": np.ones(5_000_000)})
+    said = r"collect, which brings 40,000,000 bytes of rows to every rank, needs .*give at least --memory \d+MiB"
+    with Session(World(), memory="64MiB"), pytest.raises(MemoryTooSmall, match=said):
+        table.collect()
+    with Session(World(), memory="96MiB"):
+        assert len(table.collect()) == 5_000_000
+
+
 # -- jobs of their own: peak memory, and what a crash leaves ------------------------------------------------------------------------------
 
 JOB = """
