@@ -10,14 +10,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import h5py
 import numpy as np
 
 from hpcmr.data.schema import Schema
 from hpcmr.store import paths
 from hpcmr.store.arrays import FORMAT, VERSION, ArraySpec
+
+if TYPE_CHECKING:
+    import h5py
 
 ALIGNMENT = 4096
 LIBVER = ("v110", "v110")
@@ -90,6 +92,8 @@ def lay_out(schema: Schema, arrays: Sequence[tuple[ArraySpec, int]]) -> Layout:
     arrays : sequence of (ArraySpec, int)
         Arrays and their number of entries.
     """
+    import h5py             # here, and not above: a rank that writes nothing does without
+
     frame = _Frame()
     places: dict[str, tuple[int, int]] = {}
     with h5py.File(frame, "w", libver=LIBVER, alignment_threshold=ALIGNMENT, alignment_interval=ALIGNMENT) as file:
@@ -108,6 +112,8 @@ def lay_out(schema: Schema, arrays: Sequence[tuple[ArraySpec, int]]) -> Layout:
 
 def _create(file: h5py.File, spec: ArraySpec, count: int) -> int | None:
     """Create one data set and return where its bytes lie; None where it has none."""
+    import h5py
+
     plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     plist.set_layout(h5py.h5d.CONTIGUOUS)
     plist.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
