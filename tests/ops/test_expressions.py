@@ -65,7 +65,7 @@ def compare(found: Any, expr: Expr, columns: dict[str, Any], n: int, rows: Any, 
 # ---- against NumPy -----------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=5, phases=[Phase.generate])         # each compiles a loop
+@settings(max_examples=3, phases=[Phase.generate])         # each compiles a loop
 @given(st.lists(st.one_of(numbers(), conditions()), min_size=8, max_size=8), conditions(), st.booleans())
 def test_trees_of_numbers_and_truth(trees: list[Expr], condition: Expr, filtering: bool) -> None:
     made = {f"y{i}": e for i, e in enumerate(trees)}
