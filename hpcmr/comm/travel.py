@@ -159,10 +159,13 @@ def _takes_leaders(world: MpiWorld, streams: list[Stream]) -> bool:
     """The same answer on all ranks. Collective, where ranks and nodes leave a choice."""
     from hpcmr.comm.leaders import worth_leaders
 
-    if world.leaders is not None or not worth_leaders(world.size, world.node_count, 0):
-        return bool(world.leaders)
-    nbytes = world.allreduce(np.array([sum(int(s.sendcounts.sum()) for s in streams)], np.int64))
-    return worth_leaders(world.size, world.node_count, int(nbytes[0]))
+    if world.leaders is None:
+        if not worth_leaders(world.size, world.node_count, 0):
+            return False
+        nbytes = world.allreduce(np.array([sum(int(s.sendcounts.sum()) for s in streams)], np.int64))
+        if not worth_leaders(world.size, world.node_count, int(nbytes[0])):
+            return False
+    return world.leaders is not False and world.has_window()
 
 
 def _between_ranks(world: MpiWorld, streams: list[Stream], round_nbytes: int, stats: Stats, own: Iterator[tuple[Bytes, Bytes]], what: str) -> None:

@@ -456,6 +456,20 @@ class MpiWorld(World):
             self._window, self._shared = window, np.frombuffer(memory, np.uint8)
         return self._shared
 
+    @collective
+    def has_window(self) -> bool:
+        """Whether the ranks of every node can share memory; where they cannot, no later exchange goes through leaders."""
+        if self._window is None:
+            able = 1
+            try:
+                self.node_window()
+            except (self._mpi.Exception, MemoryError):       # a container with little shared memory, an MPI without windows
+                able = 0
+            if not self._allreduce(np.array([able], np.int64), "min", "share memory on nodes")[0]:
+                self.leaders = False
+                return False
+        return True
+
     def node_sync(self, what: str) -> None:
         """Wait for the ranks of this node; what they wrote to the window before can be read after. Collective on the node."""
         self._window.Sync()

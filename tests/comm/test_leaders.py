@@ -113,6 +113,22 @@ def test_any_counts_in_small_turns(pretended: MpiWorld, seed: int) -> None:
 
 
 @pytest.mark.mpi
+def test_ranks_that_cannot_share_memory_send_for_themselves(pretended: MpiWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    w = pretended
+
+    def refused() -> None:
+        raise MemoryError("no shared memory")
+
+    if w.node_of[w.rank] == w.node_of[-1]:       # MPI tells all ranks of a node alike
+        monkeypatch.setattr(w, "node_window", refused)
+    for _ in range(2):
+        plan = Exchange(w, np.ones(w.size, np.int64))
+        assert plan.execute(np.full(w.size, w.rank)).tolist() == list(range(w.size))
+        assert int(w.allreduce(np.array([plan.stats.messages], np.int64))[0]) == 2 * w.size * (w.size - 1)
+    assert w.leaders is False
+
+
+@pytest.mark.mpi
 def test_the_rule_is_asked_where_nothing_is_said(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     if world.comm is None or world.size < 2:
         pytest.skip("needs two ranks")
