@@ -263,7 +263,8 @@ class Sort:
         from hpcmr.kernels.sort import empty_buckets, fill_buckets, gather_pairs
 
         n, stride = runs.count, 8 * self.records.words
-        W, Q = np.empty(n, np.uint64), np.empty(n, np.uint64)
+        out = small_pages(2 * n, np.uint64)
+        W, Q = out[:n], out[n:]
         bounds = self.splitters.bounds(runs.partition) if self.splitters is not None else None
         if bounds is not None and bounds[0] < bounds[1] and n >= EVEN_ROWS_MIN:
             lo, span = bounds[0], bounds[1] - bounds[0]
