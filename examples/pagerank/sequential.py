@@ -2,6 +2,7 @@
 
 import math
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import h5py
@@ -12,7 +13,7 @@ def sums(values: np.ndarray, groups: np.ndarray, count: int) -> np.ndarray:
     """Exact sums of each group, rounded once: ``(count,) float64``."""
     order = np.argsort(groups, kind="stable")
     cuts = np.searchsorted(groups[order], np.arange(count + 1))
-    return np.array([math.fsum(values[order[a:b]]) for a, b in zip(cuts[:-1], cuts[1:], strict=True)])
+    return np.array([math.fsum(values[order[a:b]]) for a, b in pairwise(cuts)])
 
 
 def pagerank(path: Path, damping: float = 0.85, tolerance: float = 1e-9) -> list[tuple[int, float]]:

@@ -40,35 +40,44 @@ class _Page:
         self.lines: list[str] = []
         self.stage = 0
 
-    def rows_of(self, node: Node, depth: int) -> tuple[str, ...] | None:
-        """Tell how the rows of `node` come to be; returns by which columns they are partitioned then, if they are."""
+    def rows_of(self, node: Node, depth: int, begin: bool = True) -> tuple[str, ...] | None:
+        """Tell how the rows of `node` come to be; returns by which columns they are partitioned then, if they are.
+
+        `begin`: a stage begins with them. Else they go into one with the rows of others.
+        """
         steps: list[Apply] = []
         while isinstance(node, Apply):
             steps.append(node)
             node = node.parent
-        keys = self._head(node, depth)
+        keys = self._head(node, depth, begin)
         for apply in reversed(steps):
             self._line("  -> ", apply, depth)
             carries = getattr(apply.step, "carries", None)
             keys = carries(keys) if keys is not None and carries is not None else None
         return keys
 
-    def _head(self, node: Node, depth: int) -> tuple[str, ...] | None:
+    def _head(self, node: Node, depth: int, begin: bool) -> tuple[str, ...] | None:
+        keys, over = None, ""
         if isinstance(node, Read):
-            self._begin("splits of the input", depth)
-            self._line("read ", node, depth)
+            over = "splits of the input"
         elif isinstance(node, Keyed):
-            return self._keyed(node, depth)
+            keys, over = self._keyed(node, depth), getattr(node.operator, "over", "partitions, rows in key order")
         elif isinstance(node, Union):
             for i, parent in enumerate(node.parents):
                 self._say(f"input {i + 1} of {node.label}:", depth)
-                self.rows_of(parent, depth + 1)
-            self._line("  ++ ", node, depth)
+                self.rows_of(parent, depth + 1, begin=False)
+            over = "the rows of all inputs"
         elif isinstance(node, Pair):
-            return self._pair(node, depth)
+            self._pair(node, depth)
+            over = "joined rows"
         elif isinstance(node, Persist):
-            return self._persist(node, depth)
-        return None
+            keys, over = self._persist(node, depth), "rows kept on the ranks"
+        if begin:
+            self.stage += 1
+            self._say(f"stage {self.stage} over {over}", depth)
+        if isinstance(node, Read | Union) or (isinstance(node, Persist) and node.kept.filled):
+            self._line("read ", node, depth)
+        return keys
 
     def _keyed(self, node: Keyed, depth: int) -> tuple[str, ...] | None:
         keys = self.rows_of(node.parent, depth)
@@ -80,10 +89,9 @@ class _Page:
             self._say("       " + EXCHANGE.format(_wish(node)), depth)
         if getattr(node.operator, "survey", False):
             self._say("       two passes: all rows are looked at once before they travel", depth)
-        self._begin(getattr(node.operator, "over", "partitions, rows in key order"), depth)
         return made
 
-    def _pair(self, node: Pair, depth: int) -> tuple[str, ...] | None:
+    def _pair(self, node: Pair, depth: int) -> None:
         self._say(f"left input of {node.label}:", depth)
         left = self.rows_of(node.left, depth + 1)
         self._say(f"right input of {node.label}:", depth)
@@ -94,23 +102,14 @@ class _Page:
         for name, found, wanted in (("left", left, keys[0]), ("right", right, keys[1])):
             if found is not None and wanted is not None and tuple(wanted) == found:
                 self._say(f"       if shuffled: the {name} rows of each {_shown(found)} lie with their owner already", depth)
-        self._begin("joined rows", depth)
-        return None
 
     def _persist(self, node: Persist, depth: int) -> tuple[str, ...] | None:
         if node.kept.filled:
-            self._begin("rows kept on the ranks", depth)
-            self._line("kept ", node, depth)
             return node.kept.pinned.keys if node.kept.pinned else None
         keys = self.rows_of(node.parent, depth) if node.kept.parent is not None else None
         self._line("  => ", node, depth)
         self._say("       kept on the ranks, for this action and later ones", depth)
-        self._begin("rows kept on the ranks", depth)
         return keys
-
-    def _begin(self, over: str, depth: int) -> None:
-        self.stage += 1
-        self._say(f"stage {self.stage} over {over}", depth)
 
     def _say(self, text: str, depth: int) -> None:
         self.lines.append("    " * depth + text)

@@ -86,7 +86,7 @@ def test_a_union_that_does_not_fit(world: Any) -> None:
 # ---- repartition -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("parts", [1, 3, 64, 4096])
+@pytest.mark.parametrize("parts", [1, 3, 64])
 def test_parts_of_equal_length_keep_the_order(world: Any, parts: int) -> None:
     table = arrays(world)
     assert got(table.repartition(parts)) == rows(slice(0, N))
