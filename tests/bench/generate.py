@@ -1,4 +1,4 @@
-"""The benchmark's inputs: ``python tests/bench/generate.py [W1 W2a W2b W2c W3a W3b] [--scale 1.0]``, about 17 GB in ``$HPCMR_BENCH/data``.
+"""The benchmark's inputs: ``python tests/bench/generate.py [W1 W2a W2b W2c W3a W3b W4] [--scale 1.0]``, about 17 GB in ``$HPCMR_BENCH/data``.
 
 W1: 1 GB of words, Zipf over a million. W2a, b, c: 100 million rows of (k int64, v float64): a million even keys, Zipf 1.2 keys, 50 million
 distinct keys; as HDF5 for us and Parquet for the peers. Values are multiples of 2^-10, so that every sum is exact and all results can be
@@ -120,6 +120,14 @@ def columns(named: dict[str, np.ndarray], name: str) -> None:
             f[k] = v
 
 
+def w4(scale: float) -> None:
+    """50 million rows with a key, of which ten in eleven are among the 5 million of the other table."""
+    n, m = int(50e6 * scale), int(5e6 * scale)
+    rng = np.random.default_rng([SEED, 4])
+    columns({"k": scrambled(rng.permutation(m)), "w": rng.integers(0, 64, m) / 8.0, "g": rng.integers(0, 1000, m).astype(np.int32)}, "W4_dim")
+    columns({"k": scrambled(rng.integers(0, int(m * 1.1), n)), "v": even_values(rng, n)}, "W4_fact")
+
+
 def w3b(scale: float) -> None:
     """Records as of gensort: 10 printable bytes of key, the row's number in hexadecimal, filler, CR LF."""
     import h5py
@@ -149,7 +157,8 @@ def w3b(scale: float) -> None:
 
 
 def main() -> None:
-    makers: dict[str, Any] = {"W1": w1, **{n: (lambda s, n=n: w2(n, s)) for n in ("W2a", "W2b", "W2c", "W2r")}, "W3a": w3a, "W3b": w3b}
+    makers: dict[str, Any] = {"W1": w1, **{n: (lambda s, n=n: w2(n, s)) for n in ("W2a", "W2b", "W2c", "W2r")}, "W3a": w3a, "W3b": w3b,
+                              "W4": w4}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("works", nargs="*", default=list(makers))
     parser.add_argument("--scale", type=float, default=1.0)

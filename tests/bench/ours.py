@@ -23,6 +23,7 @@ import hpcmr.io.text
 import hpcmr.kernels.count_strings
 import hpcmr.kernels.extra
 import hpcmr.kernels.finish
+import hpcmr.kernels.join
 import hpcmr.kernels.scatter
 import hpcmr.kernels.sort
 import hpcmr.kernels.sort_keys
@@ -86,6 +87,9 @@ def table(work: str, data: Path) -> mr.Table:
         return mr.read_hdf5(str(data / "W3a.h5"), "/", columns=["k", "p"]).sort_by("k")
     if work == "W3b":
         return mr.read_hdf5(str(data / "W3b.h5"), "rec").sort_by(mr.col("rec")[:, :10])
+    if work == "W4":
+        fact, dim = (mr.read_hdf5(str(data / f"W4_{name}.h5"), "/") for name in ("fact", "dim"))
+        return fact.join(dim, on="k").group_by("g").agg(s=mr.sum(mr.col("v") * mr.col("w")))
     rows = mr.read_hdf5(str(data / f"{work}.h5"), "/", columns=["k", "v"])
     return rows.group_by("k").agg(s=mr.sum("v"), c=mr.count(), mn=mr.min("v"), mx=mr.max("v"))
 
@@ -130,6 +134,9 @@ def partial_check(work: str, batches: list[Any]) -> list[float]:
         columns = [(b["k"].values, b["p"].values) for b in batches] if work == "W3a" else []
         return [sum(len(k) for k, _ in columns), sum(int((k[1:] < k[:-1]).sum()) for k, _ in columns),
                 sum(int(k.sum() >> 40) for k, _ in columns), sum(int(p.sum()) for _, p in columns)]
+    if work == "W4":
+        sums = [(b.nrows, b["s"].values.sum(), (b["s"].values * (b["g"].values % 7)).sum()) for b in batches]
+        return [float(sum(s[i] for s in sums)) for i in range(3)]
     if work == "W1":
         out = [0, 0, 0, 0]
         for b in batches:
@@ -178,5 +185,7 @@ def check(work: str, parts: list[list[float]]) -> str:
     """The benchmark's check string, as the peers print it."""
     if work == "W1" or work.startswith("W3"):
         return "|".join(str(int(x)) for x in (sum(p[0] for p in parts), sum(p[1] for p in parts), max(p[2] for p in parts), sum(p[3] for p in parts)))
+    if work == "W4":
+        return "{:.0f}|{:.3f}|{:.3f}".format(*(sum(p[i] for p in parts) for i in range(3)))
     n, c, s, mn, mx, ws = (sum(p[i] for p in parts) for i in range(6))
     return f"{int(n)}|{int(c)}|{s:.3f}|{mn:.3f}|{mx:.3f}|{ws:.3f}"

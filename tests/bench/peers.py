@@ -1,4 +1,4 @@
-"""The benchmark's peers: ``python tests/bench/peers.py duckdb|polars|numpy W1|W2a|W2b|W2c|W3a|W3b DATA``. Prints one line of JSON.
+"""The benchmark's peers: ``python tests/bench/peers.py duckdb|polars|numpy W1|W2a|W2b|W2c|W3a|W3b|W4 DATA``. Prints one line of JSON.
 
 Seconds are those of the work, from files in the page cache to the result in memory; imports and start-up are not in them. W3b goes from file to
 file, without fsync; NumPy takes part in the sorts only, on one core.
@@ -33,6 +33,12 @@ def duckdb(work: str, data: Path) -> tuple[float, str]:
             con.execute(f"COPY (SELECT k, p FROM '{data}/W3b.parquet/*.parquet' ORDER BY k) TO '{folder}/out' "
                         "(FORMAT parquet, COMPRESSION uncompressed)")
             return time.perf_counter() - began, records_check(parquet_records(f"{folder}/out"))
+    if work == "W4":
+        began = time.perf_counter()
+        con.execute(f"""CREATE OR REPLACE TEMP TABLE r AS SELECT g, sum(v * w) s FROM '{data}/W4_fact.parquet/*.parquet' f
+            JOIN '{data}/W4_dim.parquet/*.parquet' d ON f.k = d.k GROUP BY g""")
+        seconds = time.perf_counter() - began
+        return seconds, "{}|{:.3f}|{:.3f}".format(*con.execute("SELECT count(*), sum(s), sum(s * (g % 7)) FROM r").fetchone())
     if work == "W1":
         query = f"""SELECT w, count(*) c FROM (SELECT unnest(string_split(line, ' ')) w FROM read_csv('{data}/W1/*.txt', columns={{'line':'VARCHAR'}},
             header=false, delim='\\t', quote='', escape='', auto_detect=false)) GROUP BY w"""
@@ -53,6 +59,10 @@ def polars(work: str, data: Path) -> tuple[float, str]:
     if work == "W3a":
         r = pl.scan_parquet(f"{data}/W3a.parquet/*.parquet").sort("k").collect(engine="streaming")
         return time.perf_counter() - began, sorted_check(r["k"].to_numpy(), r["p"].to_numpy())
+    if work == "W4":
+        fact, dim = (pl.scan_parquet(f"{data}/W4_{name}.parquet/*.parquet") for name in ("fact", "dim"))
+        r = fact.join(dim, on="k").group_by("g").agg((pl.col("v") * pl.col("w")).sum().alias("s")).collect(engine="streaming")
+        return time.perf_counter() - began, f"{len(r)}|{r['s'].sum():.3f}|{(r['s'].to_numpy() * (r['g'].to_numpy() % 7)).sum():.3f}"
     if work == "W3b":
         with tempfile.TemporaryDirectory(dir=data.parent) as folder:
             began = time.perf_counter()

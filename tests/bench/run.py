@@ -21,8 +21,8 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 ROOT = Path(os.environ.get("HPCMR_BENCH", Path(tempfile.gettempdir()) / "hpcmr-bench"))
-WORKS = ("W1", "W2a", "W2b", "W2c", "W3a", "W3b")
-BARS = {"W1": 5.0, "W2a": 2.5, "W2b": 2.0, "W2c": 2.5, "W3a": 2.5, "W3b": 1.2}
+WORKS = ("W1", "W2a", "W2b", "W2c", "W3a", "W3b", "W4")
+BARS = {"W1": 5.0, "W2a": 2.5, "W2b": 2.0, "W2c": 2.5, "W3a": 2.5, "W3b": 1.2, "W4": 1.5}
 PEERS = {"W3b": ["numpy", "duckdb"]}          # else --peers
 FROM_FILE_TO_FILE = ("W3b",)
 MEMORY_BAR = 3.0        # a budget of a tenth of the input, against no limit
@@ -30,7 +30,8 @@ MEMORY_BAR = 3.0        # a budget of a tenth of the input, against no limit
 
 def warm(work: str) -> None:
     """Read a work's files, so that they lie in the page cache."""
-    for path in [*ROOT.glob(f"data/{work}/*"), *ROOT.glob(f"data/{work}.parquet/*"), ROOT / "data" / f"{work}.h5"]:
+    for path in [*ROOT.glob(f"data/{work}/*"), *ROOT.glob(f"data/{work}.parquet/*"), ROOT / "data" / f"{work}.h5",
+                 *ROOT.glob(f"data/{work}_*.parquet/*"), *ROOT.glob(f"data/{work}_*.h5")]:
         if path.exists():
             with path.open("rb", buffering=0) as f:
                 while f.read(1 << 24):

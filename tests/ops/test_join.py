@@ -353,3 +353,28 @@ def test_the_size_of_the_right_side_alone_decides() -> None:
     assert join.choose(128 << 20, 5)[0] == "broadcast" and join.choose((128 << 20) + 1, 5)[0] == "shuffle"
     assert "the right side has 5 rows, 128 MiB" in join.choose(128 << 20, 5)[1]
     assert Join(("k",), ("k",), "outer").choose(0, 0)[0] == "shuffle"
+
+
+@pytest.mark.parametrize("how", ["inner", "left", "semi", "anti"])
+def test_many_rows_against_numpy(how: str) -> None:
+    """Several steps of the probe's loop, rows without a match among them, a key with very many rows, blocks that end anywhere."""
+    rng = np.random.default_rng(5)
+    n, m = 5000, 2000
+    left = {"k": np.where(rng.random(n) < 0.001, -1, rng.integers(0, 3000, n)), "v": rng.random(n)}
+    right = {"k": np.concatenate([np.full(100, -1), rng.integers(0, 2500, m - 100)]), "w": rng.random(m), "g": np.arange(m, dtype=np.int16)}
+    by = np.argsort(right["k"], kind="stable")
+    first, last = (np.searchsorted(right["k"][by], left["k"], side) for side in ("left", "right"))
+    counts = last - first
+    reps = {"inner": counts, "left": np.maximum(counts, 1), "semi": counts > 0, "anti": counts == 0}[how].astype(np.int64)
+    rows = np.repeat(np.arange(n), reps)
+    within = np.arange(len(rows)) - np.repeat(np.cumsum(reps) - reps, reps)
+    met = counts[rows] > 0
+    partner = by[np.minimum(first[rows] + within, m - 1)]
+    for block_nbytes in (3000, 1 << 22):
+        join = Join(("k",), ("k",), how, block_nbytes=block_nbytes)
+        join.bind(Batch.of(left).schema, Batch.of(right).schema)
+        found = Batch.concat([owned(b) for b in join.probe(Batch.of(right)).apply_blocks(Batch.of(left), Origin(0, 0))])
+        assert (found["v"].values == left["v"][rows]).all() and (found["k"].values == left["k"][rows]).all()
+        if how in ("inner", "left"):
+            assert (found["w"].values == np.where(met, right["w"][partner], 0)).all() and (found["g"].values == np.where(met, partner, 0)).all()
+            assert found["w"].valid is None if how == "inner" else (found["w"].valid == met).all()
