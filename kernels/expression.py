@@ -14,10 +14,10 @@ from typing import Any
 import numba
 import numpy as np
 from numba import types
-from numba.core import config as _config
 
 from hpcmr.kernels import expression_math
 from hpcmr.kernels.emit import _array, _written
+from hpcmr.kernels.jit import compile_into
 
 OPTIONS = {"nogil": True, "boundscheck": False, "error_model": "numpy"}
 
@@ -49,12 +49,10 @@ def build(source: str, arguments: tuple[tuple[str, str], ...]) -> Any:
     module = pytypes.ModuleType(f"hpcmr.kernels.expression_{key}")
     module.__dict__.update(__file__=str(path), np=np, m=expression_math)
     sys.modules[module.__name__] = module      # Numba finds the globals of what it loads from its cache there
-    before, _config.CACHE_DIR = _config.CACHE_DIR, str(path.parent)
-    try:
-        exec(compile(source, str(path), "exec"), module.__dict__)
-        made = numba.njit([signature], cache=True, **OPTIONS)(module.drive)
-    finally:
-        _config.CACHE_DIR = before
+    exec(compile(source, str(path), "exec"), module.__dict__)
+    made = numba.njit(**OPTIONS)(module.drive)
+    compile_into(path.parent, made, [signature])
+    made.disable_compile()
     _built[key] = made
     return made
 

@@ -7,7 +7,8 @@ hence the cache folder is named by a digest of every file of this package, the c
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -21,6 +22,40 @@ helper: Callable[..., Any] = numba.njit(inline="always", nogil=True)
 inner: Callable[..., Any] = numba.njit(nogil=True, error_model="numpy")
 """A function that kernels call and Python does not: it lies in its callers' cache entries and costs nothing to load (a kernel of its
 own costs each rank some 6 ms)."""
+
+
+def compile_into(folder: Path, dispatcher: Any, signatures: Sequence[Any]) -> None:
+    """Compile a function for given types, or load what lies in `folder`."""
+    # Numba's folder is put back: we are a guest in processes that use it for themselves.
+    before, _config.CACHE_DIR = _config.CACHE_DIR, str(folder)
+    try:
+        dispatcher.enable_caching()
+    finally:
+        _config.CACHE_DIR = before
+    if not _load(dispatcher, signatures):
+        for signature in signatures:
+            dispatcher.compile(signature)
+
+
+def _load(dispatcher: Any, signatures: Sequence[Any]) -> bool:
+    """What Numba does to load a function from its cache, but for reading in all of its own library first, which costs a rank 0.1 s.
+
+    For functions that call nothing but the C library's arithmetic. Uses what Numba does not promise to keep; where it is not found, or
+    nothing is cached, the long way is taken.
+    """
+    try:
+        from numba.core.runtime import rtsys
+
+        context, cache = dispatcher.targetctx, dispatcher._cache
+        rtsys.initialize(context)
+        loaded = [cache._load_overload(signature, context) for signature in signatures]
+    except Exception:
+        return False
+    if any(made is None for made in loaded):
+        return False
+    for made in loaded:
+        dispatcher.add_overload(made)
+    return True
 
 
 class Kernel:
@@ -46,36 +81,9 @@ class Kernel:
         """Compile, or load what was compiled."""
         if self._call == self.dispatcher:
             return
-        # The folder is put back: we are a guest in processes that use Numba for themselves.
-        before, _config.CACHE_DIR = _config.CACHE_DIR, str(CACHE)
-        try:
-            self.dispatcher.enable_caching()
-        finally:
-            _config.CACHE_DIR = before
-        if not self._load():
-            for signature in self.signatures:
-                self.dispatcher.compile(signature)
+        compile_into(CACHE, self.dispatcher, self.signatures)
         self.dispatcher.disable_compile()
         self._call = self.dispatcher
-
-    def _load(self) -> bool:
-        """What Numba does to load a function from its cache, but for reading in all of its own library first, which costs a rank 0.1 s.
-
-        Uses what Numba does not promise to keep; where it is not found, or nothing is cached, the long way is taken.
-        """
-        try:
-            from numba.core.runtime import rtsys
-
-            context, cache = self.dispatcher.targetctx, self.dispatcher._cache
-            rtsys.initialize(context)
-            loaded = [cache._load_overload(signature, context) for signature in self.signatures]
-        except Exception:
-            return False
-        if any(made is None for made in loaded):
-            return False
-        for made in loaded:
-            self.dispatcher.add_overload(made)
-        return True
 
     @property
     def _numba_type_(self) -> Any:
