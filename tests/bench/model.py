@@ -1,0 +1,462 @@
+"""A cost model of ranks that work together: measured on 2 to 64 ranks of one machine, fitted, evaluated for a cluster.
+
+``python tests/bench/model.py [--ranks 2 4 8 16 32 64] [--seconds 0.5] [--save FILE]`` starts the ranks, which run the package's own collectives
+and exchange on small data, then looks in one process at what grows with the number of ranks, and prints the tables of
+`docs/explanation/performance.md`. ``--load FILE`` prints them from saved measurements.
+
+More ranks than cores take turns, so seconds are those of one rank alone times ranks / cores: what is fitted is the time of a core, waiting and
+changing between processes included, which a rank with a core of its own does not pay. The model is therefore on the careful side in what it
+takes from here. What it adds for a network, and a cluster's figures, are assumptions (`Cluster`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+RANKS = (2, 4, 8, 16, 32, 64)
+PAIR_NBYTES = (0, 1 << 10, 16 << 10)       # of an exchange, for each pair of ranks
+NODES = (4, 8)                             # pretended: ranks of one machine that exchange as if they were on several
+SIZES = (64, 1024, 16384)
+WEIGHTS = 65536                            # partitions whose weights are added up
+LIMIT_S = 100
+Figures = dict[str, Any]
+
+
+# ---- on ranks ------------------------------------------------------------------------------------------------------------------
+
+
+def timed(world: Any, work: Callable[[], object], budget_s: float) -> float:
+    """Median seconds of a collective call: of three runs or more, about `budget_s` in all, of up to ten calls each."""
+    world.barrier()
+    began = time.perf_counter()
+    work()
+    first = time.perf_counter() - began
+    times = world.bcast(max(1, min(10, int(budget_s / 10 / first))))
+    taken: list[float] = []
+    while True:
+        world.barrier()
+        began = time.perf_counter()
+        for _ in range(times):
+            work()
+        world.barrier()
+        taken.append((time.perf_counter() - began) / times)
+        if world.bcast(len(taken) >= 3 and (sum(taken) * times > budget_s or len(taken) == 40)):
+            return statistics.median(taken)
+
+
+def collectives(world: Any, budget_s: float) -> dict[str, float]:
+    from hpcmr.comm.tick import Tick
+    from hpcmr.run.drive import WIDTH
+
+    tick, status = Tick(world, WIDTH), np.zeros(WIDTH, np.int64)
+    weights, row, note = np.ones(WEIGHTS, np.int64), np.zeros((world.size, 1), np.int64), "x" * 100
+
+    def one_tick() -> None:
+        tick.post(status)
+        tick.wait()
+
+    calls: dict[str, Callable[[], object]] = {
+        "agree": lambda: world.agree(None), "allreduce 512 KiB": lambda: world.allreduce(weights), "allgather 100 B": lambda: world.allgather(note),
+        "alltoall 8 B": lambda: world.alltoall(row), "tick": one_tick, "gather 100 B": lambda: world.gather(note), "bcast 100 B": lambda: world.bcast(note)}
+    return {name: timed(world, call, budget_s) for name, call in calls.items()}
+
+
+def exchanges(world: Any, budget_s: float) -> list[Figures]:
+    """Two columns of 8 bytes, every rank to every rank: directly, and through the leaders of pretended nodes."""
+    from hpcmr.comm.world import MpiWorld
+
+    out = [one_exchange(world, nbytes, budget_s) for nbytes in PAIR_NBYTES]
+    for nodes in NODES:
+        if world.size >= 4 * nodes:
+            through = MpiWorld(world.comm, node=world.rank * nodes // world.size, leaders=True)
+            out += [one_exchange(through, nbytes, budget_s) for nbytes in PAIR_NBYTES]
+            world.barrier()
+            through.free()
+    return out
+
+
+def one_exchange(world: Any, pair_nbytes: int, budget_s: float) -> Figures:
+    from hpcmr.comm.buffers import Buffers
+    from hpcmr.comm.exchange import exchange
+    from hpcmr.comm.travel import Stats
+    from hpcmr.data.batch import Batch, FixedColumn
+    from hpcmr.data.partitioning import Partitioned
+
+    n = pair_nbytes // 16 * world.size
+    batch = Batch({"k": FixedColumn(np.arange(n)), "v": FixedColumn(np.ones(n))})
+    part = Partitioned(batch, np.arange(world.size + 1, dtype=np.int64) * (n // world.size))
+    bounds, pool, stats = np.arange(world.size + 1, dtype=np.int64), Buffers(64 << 20), Stats()
+    exchange(world, part, bounds, copy_self=True, buffers=pool, stats=stats)          # which also makes connections
+    seconds = timed(world, lambda: exchange(world, part, bounds, copy_self=True, buffers=pool), budget_s)
+    sums = world.allreduce(np.array([stats.messages], np.int64))
+    return {"ranks": world.size, "nodes": world.node_count, "leaders": bool(world.leaders), "pair_nbytes": pair_nbytes, "seconds": seconds,
+            "messages": int(sums[0]) / world.size, "nbytes": stats.nbytes_sent}
+
+
+def whole_job(world: Any, budget_s: float) -> Figures:
+    """A group by of a few rows, rows and result in memory: what an action costs that has nothing to do, and the calls that it makes."""
+    import hpcmr as mr
+    from hpcmr.comm.tick import Tick
+
+    rng = np.random.default_rng(world.rank)
+    columns = {"k": rng.integers(0, 1000, 2000), "v": rng.random(2000)}
+
+    def action() -> None:
+        mr.from_arrays(None, columns).group_by("k").agg(s=mr.sum("v")).collect(root=0)
+
+    action()
+    calls = {"collective calls": 0, "ticks": 0}
+    was = {"collective calls": (type(world), "wait"), "ticks": (Tick, "post")}
+    kept = {name: getattr(*place) for name, place in was.items()}
+
+    def counting(name: str) -> Callable[..., Any]:
+        def call(*args: Any, **named: Any) -> Any:
+            calls[name] += 1
+            return kept[name](*args, **named)
+        return call
+
+    for name, place in was.items():
+        setattr(*place, counting(name))
+    action()
+    for name, place in was.items():
+        setattr(*place, kept[name])
+    fewest = world.allreduce(np.array(list(calls.values()), np.int64), "min")         # the root of a gather waits for each rank
+    return {"seconds": timed(world, action, budget_s), **dict(zip(calls, fewest.tolist(), strict=True))}
+
+
+def measure(launched: float, budget_s: float) -> Figures:
+    """All figures of as many ranks as there are; on every rank, the same on all but for times."""
+    began, cpu = time.time(), time.process_time()
+    import hpcmr
+    from hpcmr.comm.world import World
+
+    world = World.of()
+    made = time.time()
+    from hpcmr.kernels import accumulate, exact_sum, finish, keys, sort, table  # noqa: F401
+    from hpcmr.ops import aggregate  # noqa: F401
+
+    told = world.allgather((made - launched, time.process_time(), time.time() - began, time.process_time() - cpu))
+    assert hpcmr.__version__
+    return {"ranks": world.size, "cores": len(os.sched_getaffinity(0)), "started_s": max(t[0] for t in told),
+            "cpu_s": statistics.mean(t[1] for t in told), "collectives": collectives(world, budget_s),
+            "exchanges": exchanges(world, budget_s), "job": whole_job(world, budget_s)}
+
+
+def launch(ranks: int, args: argparse.Namespace) -> Figures:
+    from tests.support import mpirun
+
+    with tempfile.TemporaryDirectory(prefix="hpcmr-model-") as folder:
+        log = Path(folder) / "log"
+        words = [os.fspath(Path(__file__).resolve()), "--measure", str(time.time()), "--seconds", str(args.seconds), "--save", str(log)]
+        if mpirun.run(args.python, ranks, words, LIMIT_S):
+            raise SystemExit(f"{ranks} ranks failed")
+        return dict(json.loads(log.read_text()))
+
+
+# ---- in one process ------------------------------------------------------------------------------------------------------------
+
+
+def alone(size: int) -> Figures:
+    """Seconds and bytes of what one rank, or rank 0, does by itself and what grows with the number of ranks; a GiB of input for each."""
+    import pickle
+
+    from hpcmr.data.partitioning import owner_bounds, partition_count
+    from hpcmr.data.source import SPLIT_NBYTES, Split
+    from hpcmr.run.deal import deal, redeal
+
+    splits = size * (1 << 30) // SPLIT_NBYTES
+    listed = [Split(i, SPLIT_NBYTES, f"snapshot_{i // 32:05d}.h5:/particles rows {i * 2097152} to {(i + 1) * 2097152}",
+                    (i // 32, i % 32 * 2097152, (i % 32 + 1) * 2097152)) for i in range(splits)]
+    began = time.perf_counter()
+    raw = pickle.dumps(listed, protocol=5)
+    pickled = time.perf_counter()
+    pickle.loads(raw)
+    loaded = time.perf_counter()
+    weights = np.full(splits, SPLIT_NBYTES, np.int64)
+    queues = deal(weights, size)
+    dealt = time.perf_counter()
+    kept = [min(len(q), 2) for q in queues]
+    redeal([q[1:] for q in queues], kept, [2.0 * SPLIT_NBYTES] * size, [1e9] * size, weights)
+    again = time.perf_counter()
+    partitions = partition_count(size << 30)
+    owner_bounds(np.full(partitions, 1 << 20, np.int64), size)
+    cut = time.perf_counter()
+    return {"ranks": size, "splits": splits, "splits_nbytes": len(raw), "splits_read_s": loaded - pickled, "deal_s": dealt - loaded,
+            "redeal_s": again - dealt, "partitions": partitions, "owners_s": cut - again, **manifest(size)}
+
+
+def manifest(shards: int) -> dict[str, float]:
+    """A manifest with a shard of two columns for each rank, and four segments of each."""
+    from hpcmr.data.schema import Schema
+    from hpcmr.store.manifest import Manifest, Shard, parse, shard_digest
+
+    frame, arrays = "0" * 32, (("k", 2048, 1 << 29, "0" * 32), ("v", 2048 + (1 << 29), 1 << 29, "0" * 32))
+    files = tuple(Shard(f"part-{i:05d}.h5", 1 << 26, (1 << 30) + 2048, shard_digest(frame, arrays), frame, arrays) for i in range(shards))
+    segments = tuple((i, j << 24, 1 << 24) for i in range(shards) for j in range(4))
+    made = Manifest(Schema.of({"k": "int64", "v": "float64"}), files, segments)
+    began = time.perf_counter()
+    raw = made.to_bytes()
+    written = time.perf_counter()
+    parse(raw, "the manifest")
+    return {"manifest_nbytes": len(raw), "manifest_write_s": written - began, "manifest_read_s": time.perf_counter() - written}
+
+
+def files_opened() -> int:
+    """Files that a rank opens before it can work."""
+    code = ("import sys; n = [0]; sys.addaudithook(lambda e, a: n.__setitem__(0, n[0] + (e == 'open')))\n"
+            "import hpcmr.api, hpcmr.ops.aggregate, hpcmr.kernels.table, hpcmr.comm.world, h5py\nprint(n[0])")
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")])}
+    return int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=LIMIT_S, env=env).stdout)
+
+
+# ---- the fit -------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Fit:
+    """Seconds of one rank = sum of coefficients times features, none below zero."""
+
+    names: tuple[str, ...]
+    factors: np.ndarray
+    worst: float             # largest relative deviation of a measurement
+    typical: float           # their median
+
+    def __call__(self, *features: float) -> float:
+        return float(np.dot(self.factors, features))
+
+
+def fit(names: tuple[str, ...], features: list[tuple[float, ...]], seconds: list[float]) -> Fit:
+    """Least squares of relative deviations over all sets of features that leave no coefficient below zero."""
+    a, b = np.array(features, float), np.array(seconds, float)
+    scaled, best = a / b[:, None], None
+    for chosen in (c for n in range(1, len(names) + 1) for c in itertools.combinations(range(len(names)), n)):
+        found = np.linalg.lstsq(scaled[:, chosen], np.ones(len(b)), rcond=None)[0]
+        if (found < 0).any():
+            continue
+        whole = np.zeros(len(names))
+        whole[list(chosen)] = found
+        off = np.abs(scaled @ whole - 1)
+        if best is None or (off**2).sum() < best[0] - 1e-12:
+            best = ((off**2).sum(), Fit(names, whole, float(off.max()), float(np.median(off))))
+    assert best is not None
+    return best[1]
+
+
+class Model:
+    """What was measured, as functions of ranks, messages and bytes: seconds of a rank that has a core of its own."""
+
+    def __init__(self, measured: list[Figures]) -> None:
+        def of_one(run: Figures, seconds: float) -> float:
+            return seconds / max(1.0, run["ranks"] / run["cores"])
+
+        self.calls: dict[str, Fit] = {}
+        for name in measured[0]["collectives"]:
+            self.calls[name] = fit(("call", "log2(ranks)", "ranks"), [(1, math.log2(r["ranks"]), r["ranks"]) for r in measured],
+                                   [of_one(r, r["collectives"][name]) for r in measured])
+        direct = [(r, e) for r in measured for e in r["exchanges"] if not e["leaders"]]
+        self.direct = fit(("exchange", "message", "byte"), [(1, e["messages"], e["nbytes"]) for _, e in direct], [of_one(r, e["seconds"]) for r, e in direct])
+        led = [(r, e) for r in measured for e in r["exchanges"] if e["leaders"]]
+        self.leaders = fit(("exchange", "peer", "byte"), [(1, e["ranks"], e["nbytes"]) for _, e in led],
+                           [of_one(r, e["seconds"]) for r, e in led]) if led else None
+        self.start = fit(("launch", "rank"), [(1, max(1.0, r["ranks"] / r["cores"])) for r in measured], [r["started_s"] for r in measured])
+        self.job_calls = statistics.median(r["job"]["collective calls"] for r in measured)
+        self.job_ticks = statistics.median(r["job"]["ticks"] for r in measured)
+
+    def small_job(self, ranks: int) -> float:
+        """Seconds of a group by with nothing to do, on ranks with a core each: its one partition goes to one rank."""
+        exchange = self.direct(1, 2 * (ranks - 1), 0)
+        return self.job_calls * self.call("agree", ranks) + self.job_ticks * self.call("tick", ranks) + exchange
+
+    def call(self, name: str, ranks: int) -> float:
+        return self.calls[name](1, math.log2(ranks), ranks)
+
+
+# ---- a cluster -----------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Assumed, not measured."""
+
+    node_ranks: int = 64
+    latency_s: float = 2e-6
+    node_nbytes_s: float = 25e9          # network, each way
+    files_nbytes_s: float = 5e9          # the shared file system, for each node
+    opens_s: float = 50e3                # files that the shared file system opens in a second, all nodes together
+    memory_nbytes_s: float = 3e9         # of a rank, where all of a node copy at once
+
+    def nodes(self, ranks: int) -> int:
+        return -(-ranks // self.node_ranks)
+
+
+@dataclass(frozen=True)
+class Work:
+    """Rows of a rank, and what is done with each: nanoseconds by itself, bytes read, bytes that leave it."""
+
+    name: str
+    rows: int
+    own_ns: float
+    read_nbytes: int
+    sent_nbytes: float
+    columns: int
+    passes: int = 1
+
+
+def call_s(model: Model, cluster: Cluster, name: str, ranks: int) -> float:
+    """A collective call on a cluster: as fitted, and the latency of each step between nodes, there and back."""
+    return model.call(name, ranks) + 2 * math.log2(max(1, cluster.nodes(ranks))) * cluster.latency_s
+
+
+def exchange_s(model: Model, cluster: Cluster, ranks: int, nbytes: float, streams: int, leaders: bool) -> float:
+    """An exchange of `nbytes` of each rank, evenly to all others."""
+    nodes = cluster.nodes(ranks)
+    away = nbytes * (1 - 1 / nodes) * cluster.node_ranks / cluster.node_nbytes_s if nodes > 1 else 0.0
+    if leaders:
+        assert model.leaders is not None
+        turns = max(1.0, nbytes * cluster.node_ranks / (8 << 20))
+        message = 2 * model.direct.factors[1] + cluster.latency_s
+        return model.leaders(1, ranks, 0) + 2 * nbytes / cluster.memory_nbytes_s + nodes * message + turns * 3 * model.call("agree", cluster.node_ranks) + away
+    messages = 2 * streams * (ranks - 1)
+    return model.direct(1, messages, 0) + cluster.latency_s * ranks / 128 + nbytes / cluster.memory_nbytes_s + away
+
+
+def phases(model: Model, cluster: Cluster, work: Work, ranks: int, one: Figures, opened: int, manifest_s: float) -> dict[str, float]:
+    """Seconds of each phase of a job, every rank with as many rows whatever the number of ranks."""
+    from hpcmr.comm.leaders import worth_leaders
+
+    nodes, sent = cluster.nodes(ranks), work.rows * work.sent_nbytes
+    rounds = max(1, math.ceil(sent / (96 << 20)))
+    led = worth_leaders(ranks, nodes, int(sent / rounds) * ranks)
+    reading = work.passes * work.rows * work.read_nbytes * cluster.node_ranks / cluster.files_nbytes_s
+    exchange = rounds * exchange_s(model, cluster, ranks, sent / rounds, work.columns + 1, led)
+    weights = call_s(model, cluster, "allreduce 512 KiB", min(ranks, 64)) + 2 * 8 * one["partitions"] / cluster.node_nbytes_s
+    together = model.job_calls * call_s(model, cluster, "agree", ranks) + weights + rounds * 4 * call_s(model, cluster, "agree", ranks)
+    ticks = max(1, min(20, int((work.rows * work.own_ns * 1e-9) / 0.5))) * (call_s(model, cluster, "tick", ranks) + one["redeal_s"])
+    listing = one["splits_read_s"] + one["deal_s"] + one["splits_nbytes"] * cluster.node_ranks / cluster.node_nbytes_s
+    return {"start-up, imports from the shared file system": model.start(1, 1) + opened * ranks / cluster.opens_s,
+            "list of splits to every rank, dealing": listing, "reading": reading, "work of the rank alone": work.rows * work.own_ns * 1e-9,
+            "collective calls": together, "ticks": ticks, "exchange": exchange, "manifest, on rank 0": manifest_s}
+
+
+# ---- tables --------------------------------------------------------------------------------------------------------------------
+
+
+# Nanoseconds a row and rank of what a rank does by itself, and bytes a row, from the tables of docs/explanation/performance.md.
+WORKS = (Work("W2a, grouped by a million keys", 50_000_000, 25, 16, 1.2, 1), Work("W2c, grouped by keys met twice", 50_000_000, 45, 16, 16, 1),
+         Work("W3a, sorted", 50_000_000, 40, 16, 16, 1, passes=2))
+
+
+def duration(seconds: float) -> str:
+    return f"{seconds * 1e6:.0f} us" if seconds < 1e-3 else f"{seconds * 1e3:.1f} ms" if seconds < 1 else f"{seconds:.1f} s"
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|", *("| " + " | ".join(r) + " |" for r in rows)]
+    return "\n".join(lines) + "\n"
+
+
+def show(measured: list[Figures], singles: list[Figures], opened: int) -> None:
+    model, cluster = Model(measured), Cluster()
+    print(f"Measured, ranks on {measured[0]['cores']} cores; medians\n")
+    names = list(measured[0]["collectives"])
+    rows = [[n, *(duration(r["collectives"][n]) for r in measured), formula(model.calls[n]), f"{100 * model.calls[n].worst:.0f} %"] for n in names]
+    for nodes, nbytes in [(1, b) for b in PAIR_NBYTES] + [(n, b) for n in NODES for b in PAIR_NBYTES]:
+        found = {e["ranks"]: e["seconds"] for r in measured for e in r["exchanges"] if e["pair_nbytes"] == nbytes and (e["nodes"] if e["leaders"] else 1) == nodes}
+        way, how = ("directly", model.direct) if nodes == 1 else (f"leaders of {nodes} nodes", model.leaders)
+        if found and how is not None:
+            rows.append([f"exchange, {nbytes >> 10} KiB a pair, {way}", *(duration(found[r["ranks"]]) if r["ranks"] in found else "" for r in measured),
+                         formula(how), f"{100 * how.typical:.0f} % (median)"])
+    rows.append(["group by of 2,000 rows a rank", *(duration(r["job"]["seconds"]) for r in measured),
+                 f"{model.job_calls:.0f} collective calls, {model.job_ticks:.0f} ticks", ""])
+    loads = [max(1.0, r["ranks"] / r["cores"]) for r in measured]
+    rows.append(["the same, as the model has it", *(duration(f * model.small_job(r["ranks"])) for f, r in zip(loads, measured, strict=True)), "", ""])
+    rows.append(["start to a communicator", *(duration(r["started_s"]) for r in measured), formula(model.start), f"{100 * model.start.worst:.0f} %"])
+    print(table(["", *(f"{r['ranks']} ranks" for r in measured), "one rank with a core of its own", "off by at most"], rows))
+    print("In one process, as many ranks pretended, 1 GiB of input for each\n")
+    keys = {"splits": "splits", "splits_nbytes": "their list, bytes to every rank", "splits_read_s": "unpickling it", "deal_s": "dealing them",
+            "redeal_s": "dealing again at a tick", "partitions": "partitions", "owners_s": "cutting owners", "manifest_nbytes": "manifest, a shard a rank, bytes",
+            "manifest_write_s": "writing it", "manifest_read_s": "reading and checking it"}
+    print(table(["", *(f"{s['ranks']:,} ranks" for s in singles)],
+                [[what, *(duration(s[k]) if k.endswith("_s") else f"{s[k]:,}" for s in singles)] for k, what in keys.items()]))
+    print(f"files that a rank opens before it works: {opened}\n")
+    if model.leaders is not None:
+        show_cluster(model, cluster, singles, opened)
+
+
+def show_cluster(model: Model, cluster: Cluster, singles: list[Figures], opened: int) -> None:
+    from hpcmr.comm.leaders import worth_leaders
+
+    sizes = [s["ranks"] for s in singles]
+    print(f"Evaluated: {cluster}\n")
+    rows = []
+    for pair in (64, 1 << 10, 16 << 10, 64 << 10):
+        row = [f"{pair:,} bytes a pair"]
+        for ranks in sizes:
+            direct, led = (exchange_s(model, cluster, ranks, pair * ranks, 2, way) for way in (False, True))
+            rule = "leaders" if worth_leaders(ranks, cluster.nodes(ranks), pair * ranks * ranks) else "direct"
+            row.append(f"{duration(direct)} / {duration(led)}, {rule}" if cluster.nodes(ranks) > 1 else duration(direct))
+        rows.append(row)
+    print(table(["one exchange, directly / through leaders, the rule's choice", *(f"{r:,} ranks" for r in sizes)], rows))
+    for work in WORKS:
+        columns = [phases(model, cluster, work, s["ranks"], s, opened, s["manifest_write_s"]) for s in singles]
+        rows = [[name, *(duration(c[name]) for c in columns)] for name in columns[0]] + [["**all**", *(f"**{duration(sum(c.values()))}**" for c in columns)]]
+        print(f"{work.name}, {work.rows:,} rows a rank\n")
+        print(table(["", *(f"{r:,} ranks" for r in sizes)], rows))
+
+
+def formula(f: Fit) -> str:
+    parts = []
+    for name, factor in zip(f.names, f.factors, strict=True):
+        if factor:
+            value = duration(factor) if factor >= 1e-6 else f"{factor * 1e9:.2g} ns"
+            parts.append(value if name == f.names[0] else f"{value} a {name}" if "log" not in name else f"{value} {name}")
+    return " + ".join(parts)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ranks", type=int, nargs="+", default=list(RANKS))
+    parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES), help="numbers of ranks that the model is evaluated for")
+    parser.add_argument("--seconds", type=float, default=0.5, help="about how long each figure is measured")
+    parser.add_argument("--python", default=sys.executable, help="Python that has hpcmr's dependencies and an MPI")
+    parser.add_argument("--save", metavar="FILE", help="keep the measurements")
+    parser.add_argument("--load", metavar="FILE", nargs="+", help="print from kept measurements; several files of different numbers of ranks are one")
+    parser.add_argument("--measure", type=float, metavar="TIME", help=argparse.SUPPRESS)       # what a rank is started with
+    args = parser.parse_args()
+    if args.measure:
+        figures = measure(args.measure, args.seconds)
+        from hpcmr.comm.world import World
+
+        if World.of().rank == 0:
+            Path(args.save).write_text(json.dumps(figures))
+        return 0
+    if args.load:
+        loaded = [json.loads(Path(name).read_text()) for name in args.load]
+        kept = loaded[-1] | {"measured": sorted((m for one in loaded for m in one["measured"]), key=lambda m: int(m["ranks"]))}
+    else:
+        kept = {"measured": [launch(n, args) for n in args.ranks], "singles": [alone(n) for n in args.sizes], "opened": files_opened()}
+    if args.save:
+        Path(args.save).write_text(json.dumps(kept))
+    show(kept["measured"], kept["singles"], kept["opened"])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
