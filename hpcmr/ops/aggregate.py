@@ -26,7 +26,7 @@ from hpcmr.data.schema import Field, Schema
 from hpcmr.data.source import SPLIT_NBYTES
 from hpcmr.errors import ConservationError, JobSpecError
 from hpcmr.ops.accumulators import Agg, compile_program
-from hpcmr.ops.contract import Origin, StageContext, Step
+from hpcmr.ops.contract import Collective, Origin, StageContext, Step
 from hpcmr.ops.finals import Final, States, final_of, result_field
 from hpcmr.ops.null_keys import NullGroups, by_pattern, in_key_order, null_rows, null_values, together
 from hpcmr.ops.reduce_partition import PartitionReducer
@@ -316,6 +316,11 @@ class Aggregate:
         if self.buckets is not None:
             self.buckets.drain()
 
+    def settle(self, together: Collective) -> None:
+        """The input has ended: what rows waited in goes back to the system at the next seal, before memory to receive is needed."""
+        if self.chunks is not None:
+            self.chunks.last = True
+
     def seal(self) -> Partitioned:
         if self.chunks is not None and not self.states_next:
             part, nulls = self.chunks.seal(), None
@@ -342,6 +347,8 @@ class Aggregate:
     def merge(self, part: Partitioned) -> None:
         if not part.batch.nrows:
             return
+        if self.chunks is not None:
+            self.chunks.leaving_nbytes = 0
         if "state" in part.batch.columns:
             state = part.batch["state"]
             assert isinstance(state, FixedColumn)
@@ -403,7 +410,7 @@ class Aggregate:
         self.inbox, self.null_inbox, self.nulls, self.raw_nulls = [], {}, None, []
         self.inbox_nbytes = 0
         self.buckets = self.chunks = self.hot = None
-        self.reducer = PartitionReducer(self.merged, self.array)
+        self.reducer.close()
         self.table.reset()
         self.merged.reset()
 

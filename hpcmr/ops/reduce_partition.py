@@ -38,6 +38,12 @@ class PartitionReducer:
     def nbytes(self) -> int:
         return sum(b.nbytes for b in self._buffers.values())
 
+    def close(self) -> None:
+        """Give the buffers back to the system, not to the C library, which keeps what it may have again soon."""
+        for buffer in self._buffers.values():
+            release(buffer.ctypes.data, buffer.nbytes)
+        self._buffers = {}
+
     def reduce(self, parts: list[Partitioned], partition: int) -> Iterator[States]:
         """Finished states in key order, a block of groups at a time; a block is valid until the next one. The rows are released."""
         width = self.table.words
@@ -52,9 +58,7 @@ class PartitionReducer:
             made, count = self._states_of_rows(rows, row_counts)
             yield from self._from_states(np.append(states, made), np.append(state_counts, count))
         self.table.wide_used[0] = keep
-        for addresses, counts, words in ((rows, row_counts, 2), (states, state_counts, width)):
-            for address, count in zip(addresses.tolist(), counts.tolist(), strict=True):
-                release(address, 8 * words * count)
+        _release(states, state_counts, width)
 
     def _states_of_rows(self, addresses: NDArray[np.int64], counts: NDArray[np.int64]) -> tuple[int, int]:
         """All groups of the rows as states that stand together; their address and number. Their wide sums stay in use."""
@@ -110,6 +114,7 @@ class PartitionReducer:
 
         table, long = self.table, self.table.long
         A, n = self._sorted(addresses, counts, 2, 1)
+        _release(addresses, counts, 2)               # the pairs are all that there is of them
         starts = self._buffer("starts", n + 1).view(np.int64)
         groups = group_starts(A, n, starts)
         valid = A[1:2 * n:2] != NULL_VALUE
@@ -126,6 +131,12 @@ class PartitionReducer:
             yield States(T, table.words, count, table.K, table.wide, table.wide_used, long)
             if not keep_wide:
                 table.wide_used[0] = keep
+
+
+def _release(addresses: NDArray[np.int64], counts: NDArray[np.int64], words: int) -> None:
+    """Rows of so many words that nobody reads again: their pages go back."""
+    for address, count in zip(addresses.tolist(), counts.tolist(), strict=True):
+        release(address, 8 * words * count)
 
 
 def _segments(parts: list[Partitioned], column: str, partition: int, width: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -155,9 +155,12 @@ class ChunkRows:
         while self.rows > CHUNK_ROWS_MIN and 16 * self.rows * partitions > limit_nbytes // 4:
             self.rows //= 2
         self.stride = 2 * self.rows + CHUNK_PAD
-        self.nbytes_round = max(min(ROUND_NBYTES, limit_nbytes), min(4 * partitions * self.stride * 8, limit_nbytes), 2 * partitions * self.stride * 8)
+        chunks_nbytes = partitions * self.stride * 8
+        self.nbytes_round = max(min(ROUND_NBYTES, limit_nbytes), min(4 * chunks_nbytes, limit_nbytes), 2 * chunks_nbytes)
         self._allocate((self.nbytes_round + SLACK_NBYTES) // (8 * self.stride) + 1)
         self.packed = np.empty((0, 2), np.uint64)
+        self.last = False
+        self.leaving_nbytes = 0            # of the last rows: gone once they are sent
         self.used = 0
         self.opened = np.full(partitions, -1, np.int64)
         self.fill = np.zeros(partitions, np.int64)
@@ -168,7 +171,7 @@ class ChunkRows:
 
     @property
     def nbytes(self) -> int:
-        return int(self.arena.nbytes + self.packed.nbytes)
+        return int(self.arena.nbytes + self.packed.nbytes) + self.leaving_nbytes
 
     @property
     def nbytes_used(self) -> int:
@@ -197,6 +200,7 @@ class ChunkRows:
             self.owner[:len(owner) - 1] = owner[:-1]
 
     def seal(self) -> Partitioned:
+        """All rows in partition order. After the `last` seal nothing is kept: neither the arena, nor the rows once they are sent."""
         from hpcmr.kernels.scatter import pack_chunks
 
         starts = np.zeros(self.partitions + 1, np.int64)
@@ -210,4 +214,8 @@ class ChunkRows:
         self.opened[:] = -1
         self.fill[:] = 0
         self.used = 0
+        if self.last:
+            self._allocate(1)              # receive buffers come out of the arena's memory
+            self.leaving_nbytes = self.packed.nbytes
+            self.packed = np.empty((0, 2), np.uint64)
         return Partitioned(Batch({"row": FixedColumn(rows)}, len(rows)), starts, reused=True)
