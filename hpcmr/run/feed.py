@@ -28,6 +28,8 @@ class Feed(Protocol):
     ----------
     dealt : bool
         Any rank can read any piece, so that they are dealt out; else each rank has its own.
+    is_input : bool
+        Rows come from an input, not from an earlier stage.
     count : int
         Pieces of all ranks.
     mine : list of int
@@ -45,6 +47,7 @@ class Feed(Protocol):
     """
 
     dealt: bool
+    is_input: bool
     count: int
     mine: list[int]
     weights: NDArray[np.int64]
@@ -75,6 +78,7 @@ class SplitFeed:
     """Splits of a source that any rank can read."""
 
     dealt = True
+    is_input = True
     shared = False
     again = True
     late: tuple[tuple[int, ...], ...] = ()
@@ -109,6 +113,7 @@ class OwnFeed:
     """Splits of arrays in memory: each lies on one rank, or on neighbouring ones that hold a part each."""
 
     dealt = False
+    is_input = True
     shared = True
     again = True
     late: tuple[tuple[int, ...], ...] = ()
@@ -161,6 +166,7 @@ class PartitionFeed:
     """
 
     dealt = False
+    is_input = False
     shared = False
     again = False
     late: tuple[tuple[int, ...], ...] = ()
@@ -233,6 +239,7 @@ class HeldFeed:
     """
 
     dealt = False
+    is_input = False
     shared = True       # or lies nowhere, if it has no rows
     late: tuple[tuple[int, ...], ...] = ()
 
@@ -306,6 +313,7 @@ class UnionFeed:
         self._firsts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         self.count = int(self._firsts[-1])
         self.dealt = all(f.dealt for f in self.feeds)
+        self.is_input = any(f.is_input for f in self.feeds)
         self.shared = any(f.shared for f in self.feeds)
         self.again = False
         late = [[[first + p for p in group] for group in f.late] for first, f in zip(self._firsts.tolist(), self.feeds, strict=False)]
@@ -353,6 +361,7 @@ class TailFeed:
     """One piece of rows that are known when all others have been read: what `tail` returns, the same on all ranks."""
 
     dealt = True
+    is_input = False
     shared = False
     again = False
     count = 1
@@ -395,7 +404,7 @@ class SomeFeed:
     def __init__(self, feed: Feed, numbers: list[int]) -> None:
         self._feed = feed
         self.numbers = numbers
-        self.dealt = feed.dealt
+        self.dealt, self.is_input = feed.dealt, feed.is_input
         self.count = len(numbers)
         chosen = set(numbers)
         place = {p: i for i, p in enumerate(numbers)}

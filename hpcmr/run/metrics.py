@@ -29,6 +29,8 @@ class StageFigures:
         Exchanges.
     peak_nbytes : int
         Highest memory of the process so far, all included (VmHWM).
+    is_input : bool
+        What comes in is read from an input, not from an earlier stage.
     """
 
     number: int
@@ -44,6 +46,7 @@ class StageFigures:
     rounds: int = 0
     peak_nbytes: int = 0
     counters: dict[str, int] = field(default_factory=dict)
+    is_input: bool = True
 
 
 @dataclass
@@ -64,6 +67,7 @@ class StageTotals:
     imbalance: float
     peak_nbytes: int
     counters: dict[str, int]
+    is_input: bool = True
 
     @classmethod
     def of(cls, ranks: list[StageFigures]) -> StageTotals:
@@ -76,7 +80,7 @@ class StageTotals:
         return cls(first.number, first.name, len(ranks), max(r.seconds for r in ranks), sum(r.rows_in for r in ranks),
                    sum(r.nbytes_in for r in ranks), sum(r.rows_out for r in ranks), sum(r.nbytes_out for r in ranks),
                    sum(r.exchanged_nbytes for r in ranks), sum(r.spilled_nbytes for r in ranks),
-                   max(r.rounds for r in ranks), max(work) / mean if mean > 0 else 1.0, max(r.peak_nbytes for r in ranks), dict(counters))
+                   max(r.rounds for r in ranks), max(work) / mean if mean > 0 else 1.0, max(r.peak_nbytes for r in ranks), dict(counters), first.is_input)
 
     def to_json(self) -> dict[str, Any]:
         return dict(self.__dict__)

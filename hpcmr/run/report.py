@@ -37,8 +37,8 @@ def _row(s: StageTotals) -> tuple[str, ...]:
 
 def summary(stages: Sequence[StageTotals], seconds: float, ranks: int) -> str:
     """One line: rows and bytes read, and how fast."""
-    first = [s for s in stages if s.number == 1]
-    rows, nbytes = sum(s.rows_in for s in first), sum(s.nbytes_in for s in first)
+    reading = [s for s in stages if s.is_input]
+    rows, nbytes = sum(s.rows_in for s in reading), sum(s.nbytes_in for s in reading)
     pace = max(seconds, 1e-9)
     return (f"{rows:,} rows, {show_nbytes(nbytes)} read in {show_seconds(seconds)} on {ranks} rank{'s' if ranks > 1 else ''}: "
             f"{rows / pace:,.0f} rows/s, {show_nbytes(nbytes / pace)}/s")

@@ -59,7 +59,7 @@ class Stage:
         self.steps: tuple[Step, ...] = flow.steps
         self.tally = Tally()
         self.seen: Tally | None = None          # of a first pass, where there are two
-        self.figures = StageFigures(self.number, self.name)
+        self.figures = StageFigures(self.number, self.name, is_input=flow.feed.is_input)
         self.reader: Stage | None = None        # the stage that read what this one made
         self.operator: KeyedOperator | None = None
         self.shuffle: Shuffle | None = None     # the rounds of the operator
