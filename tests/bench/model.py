@@ -17,7 +17,6 @@ import json
 import math
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -34,8 +33,11 @@ RANKS = (2, 4, 8, 16, 32, 64)
 PAIR_NBYTES = (0, 1 << 10, 16 << 10)       # of an exchange, for each pair of ranks
 NODES = (4, 8)                             # pretended: ranks of one machine that exchange as if they were on several
 SIZES = (64, 1024, 16384)
+TREES = ("agree", "bcast 100 B")           # calls whose cost grows with the logarithm of ranks: no rank hears of each other one
 WEIGHTS = 65536                            # partitions whose weights are added up
 LIMIT_S = 100
+ROUND_CALLS = 9                            # collective calls of a further round of an exchange
+START_FILE_CALLS = 4230                    # of a rank until it can work: strace -f -c -e trace=file python -c "import ..."
 Figures = dict[str, Any]
 
 
@@ -73,8 +75,9 @@ def collectives(world: Any, budget_s: float) -> dict[str, float]:
         tick.wait()
 
     calls: dict[str, Callable[[], object]] = {
-        "agree": lambda: world.agree(None), "allreduce 512 KiB": lambda: world.allreduce(weights), "allgather 100 B": lambda: world.allgather(note),
-        "alltoall 8 B": lambda: world.alltoall(row), "tick": one_tick, "gather 100 B": lambda: world.gather(note), "bcast 100 B": lambda: world.bcast(note)}
+        "agree": lambda: world.agree(None), "bcast 100 B": lambda: world.bcast(note), "allreduce 512 KiB": lambda: world.allreduce(weights),
+        "allgather 100 B": lambda: world.allgather(note), "alltoall 8 B": lambda: world.alltoall(row), "tick": one_tick,
+        "gather 100 B": lambda: world.gather(note)}
     return {name: timed(world, call, budget_s) for name, call in calls.items()}
 
 
@@ -184,7 +187,6 @@ def alone(size: int) -> Figures:
     splits = size * (1 << 30) // SPLIT_NBYTES
     listed = [Split(i, SPLIT_NBYTES, f"snapshot_{i // 32:05d}.h5:/particles rows {i * 2097152} to {(i + 1) * 2097152}",
                     (i // 32, i % 32 * 2097152, (i % 32 + 1) * 2097152)) for i in range(splits)]
-    began = time.perf_counter()
     raw = pickle.dumps(listed, protocol=5)
     pickled = time.perf_counter()
     pickle.loads(raw)
@@ -204,26 +206,18 @@ def alone(size: int) -> Figures:
 
 def manifest(shards: int) -> dict[str, float]:
     """A manifest with a shard of two columns for each rank, and four segments of each."""
-    from hpcmr.data.schema import Schema
+    from hpcmr.data.schema import ColumnType, Schema
     from hpcmr.store.manifest import Manifest, Shard, parse, shard_digest
 
     frame, arrays = "0" * 32, (("k", 2048, 1 << 29, "0" * 32), ("v", 2048 + (1 << 29), 1 << 29, "0" * 32))
     files = tuple(Shard(f"part-{i:05d}.h5", 1 << 26, (1 << 30) + 2048, shard_digest(frame, arrays), frame, arrays) for i in range(shards))
     segments = tuple((i, j << 24, 1 << 24) for i in range(shards) for j in range(4))
-    made = Manifest(Schema.of({"k": "int64", "v": "float64"}), files, segments)
+    made = Manifest(Schema.of({"k": ColumnType.fixed("int64"), "v": ColumnType.fixed("float64")}), files, segments)
     began = time.perf_counter()
     raw = made.to_bytes()
     written = time.perf_counter()
     parse(raw, "the manifest")
     return {"manifest_nbytes": len(raw), "manifest_write_s": written - began, "manifest_read_s": time.perf_counter() - written}
-
-
-def files_opened() -> int:
-    """Files that a rank opens before it can work."""
-    code = ("import sys; n = [0]; sys.addaudithook(lambda e, a: n.__setitem__(0, n[0] + (e == 'open')))\n"
-            "import hpcmr.api, hpcmr.ops.aggregate, hpcmr.kernels.table, hpcmr.comm.world, h5py\nprint(n[0])")
-    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")])}
-    return int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=LIMIT_S, env=env).stdout)
 
 
 # ---- the fit -------------------------------------------------------------------------------------------------------------------
@@ -235,26 +229,33 @@ class Fit:
 
     names: tuple[str, ...]
     factors: np.ndarray
-    worst: float             # largest relative deviation of a measurement
-    typical: float           # their median
+    off: float               # by which factor a measurement is off, typically (the median)
+    most: float              # and at most
 
     def __call__(self, *features: float) -> float:
         return float(np.dot(self.factors, features))
 
 
 def fit(names: tuple[str, ...], features: list[tuple[float, ...]], seconds: list[float]) -> Fit:
-    """Least squares of relative deviations over all sets of features that leave no coefficient below zero."""
+    """Least squares of the logarithm of model / measured, over all sets of features that leave no coefficient below zero."""
     a, b = np.array(features, float), np.array(seconds, float)
-    scaled, best = a / b[:, None], None
+    best: tuple[float, Fit] | None = None
     for chosen in (c for n in range(1, len(names) + 1) for c in itertools.combinations(range(len(names)), n)):
-        found = np.linalg.lstsq(scaled[:, chosen], np.ones(len(b)), rcond=None)[0]
-        if (found < 0).any():
+        if not a[:, chosen].any(0).all():
             continue
-        whole = np.zeros(len(names))
-        whole[list(chosen)] = found
-        off = np.abs(scaled @ whole - 1)
-        if best is None or (off**2).sum() < best[0] - 1e-12:
-            best = ((off**2).sum(), Fit(names, whole, float(off.max()), float(np.median(off))))
+        made, found = b, np.zeros(len(chosen))
+        for _ in range(50):                       # (made - b)^2 / (made b) is nearly the square of log(made / b)
+            scale = np.sqrt(made * b)
+            found = np.linalg.lstsq(a[:, chosen] / scale[:, None], b / scale, rcond=None)[0]
+            if (found < 0).any():
+                break
+            made = a[:, chosen] @ found
+        else:
+            off = np.abs(np.log(made / b))
+            if best is None or (off**2).sum() < best[0] - 1e-9:
+                whole = np.zeros(len(names))
+                whole[list(chosen)] = found
+                best = float((off**2).sum()), Fit(names, whole, float(np.exp(np.median(off))), float(np.exp(off.max())))
     assert best is not None
     return best[1]
 
@@ -268,10 +269,12 @@ class Model:
 
         self.calls: dict[str, Fit] = {}
         for name in measured[0]["collectives"]:
-            self.calls[name] = fit(("call", "log2(ranks)", "ranks"), [(1, math.log2(r["ranks"]), r["ranks"]) for r in measured],
+            tree = name in TREES
+            self.calls[name] = fit(("call", "log2(ranks)", "rank"), [(1, math.log2(r["ranks"]), 0 if tree else r["ranks"]) for r in measured],
                                    [of_one(r, r["collectives"][name]) for r in measured])
         direct = [(r, e) for r in measured for e in r["exchanges"] if not e["leaders"]]
-        self.direct = fit(("exchange", "message", "byte"), [(1, e["messages"], e["nbytes"]) for _, e in direct], [of_one(r, e["seconds"]) for r, e in direct])
+        self.direct = fit(("exchange", "message", "byte"), [(1, e["messages"], e["nbytes"]) for _, e in direct],
+                          [of_one(r, e["seconds"]) for r, e in direct])
         led = [(r, e) for r in measured for e in r["exchanges"] if e["leaders"]]
         self.leaders = fit(("exchange", "peer", "byte"), [(1, e["ranks"], e["nbytes"]) for _, e in led],
                            [of_one(r, e["seconds"]) for r, e in led]) if led else None
@@ -296,10 +299,10 @@ class Cluster:
     """Assumed, not measured."""
 
     node_ranks: int = 64
-    latency_s: float = 2e-6
+    latency_s: float = 2e-6              # of a message between nodes, and before a node can send the next one
     node_nbytes_s: float = 25e9          # network, each way
     files_nbytes_s: float = 5e9          # the shared file system, for each node
-    opens_s: float = 50e3                # files that the shared file system opens in a second, all nodes together
+    meta_calls_s: float = 50e3           # calls on file names that the shared file system answers in a second; a node asks once for all its ranks
     memory_nbytes_s: float = 3e9         # of a rank, where all of a node copy at once
 
     def nodes(self, ranks: int) -> int:
@@ -327,17 +330,17 @@ def call_s(model: Model, cluster: Cluster, name: str, ranks: int) -> float:
 def exchange_s(model: Model, cluster: Cluster, ranks: int, nbytes: float, streams: int, leaders: bool) -> float:
     """An exchange of `nbytes` of each rank, evenly to all others."""
     nodes = cluster.nodes(ranks)
-    away = nbytes * (1 - 1 / nodes) * cluster.node_ranks / cluster.node_nbytes_s if nodes > 1 else 0.0
+    away = nbytes * (1 - 1 / nodes) * cluster.node_ranks / cluster.node_nbytes_s
     if leaders:
         assert model.leaders is not None
         turns = max(1.0, nbytes * cluster.node_ranks / (8 << 20))
-        message = 2 * model.direct.factors[1] + cluster.latency_s
-        return model.leaders(1, ranks, 0) + 2 * nbytes / cluster.memory_nbytes_s + nodes * message + turns * 3 * model.call("agree", cluster.node_ranks) + away
-    messages = 2 * streams * (ranks - 1)
-    return model.direct(1, messages, 0) + cluster.latency_s * ranks / 128 + nbytes / cluster.memory_nbytes_s + away
+        fixed = model.leaders(1, ranks, 0) + 2 * nbytes / cluster.memory_nbytes_s + turns * 3 * model.call("agree", cluster.node_ranks)
+        return fixed + max(turns, nodes) * (2 * model.direct.factors[1] + cluster.latency_s) + away
+    messages = streams * max(0, ranks - cluster.node_ranks) * cluster.node_ranks      # that leave a node
+    return model.direct(1, 2 * streams * (ranks - 1), 0) + messages * cluster.latency_s + nbytes / cluster.memory_nbytes_s + away
 
 
-def phases(model: Model, cluster: Cluster, work: Work, ranks: int, one: Figures, opened: int, manifest_s: float) -> dict[str, float]:
+def phases(model: Model, cluster: Cluster, work: Work, ranks: int, one: Figures, manifest_s: float) -> dict[str, float]:
     """Seconds of each phase of a job, every rank with as many rows whatever the number of ranks."""
     from hpcmr.comm.leaders import worth_leaders
 
@@ -346,11 +349,12 @@ def phases(model: Model, cluster: Cluster, work: Work, ranks: int, one: Figures,
     led = worth_leaders(ranks, nodes, int(sent / rounds) * ranks)
     reading = work.passes * work.rows * work.read_nbytes * cluster.node_ranks / cluster.files_nbytes_s
     exchange = rounds * exchange_s(model, cluster, ranks, sent / rounds, work.columns + 1, led)
-    weights = call_s(model, cluster, "allreduce 512 KiB", min(ranks, 64)) + 2 * 8 * one["partitions"] / cluster.node_nbytes_s
-    together = model.job_calls * call_s(model, cluster, "agree", ranks) + weights + rounds * 4 * call_s(model, cluster, "agree", ranks)
+    together = (model.job_calls + ROUND_CALLS * (rounds - 1)) * call_s(model, cluster, "agree", ranks)
+    together += call_s(model, cluster, "allreduce 512 KiB", ranks) + 2 * call_s(model, cluster, "gather 100 B", ranks)
+    together += (3 + rounds) * call_s(model, cluster, "alltoall 8 B", ranks)            # allgathers of a plan, and the counts of each exchange
     ticks = max(1, min(20, int((work.rows * work.own_ns * 1e-9) / 0.5))) * (call_s(model, cluster, "tick", ranks) + one["redeal_s"])
     listing = one["splits_read_s"] + one["deal_s"] + one["splits_nbytes"] * cluster.node_ranks / cluster.node_nbytes_s
-    return {"start-up, imports from the shared file system": model.start(1, 1) + opened * ranks / cluster.opens_s,
+    return {"start-up, imports from the shared file system": model.start(1, 1) + START_FILE_CALLS * nodes / cluster.meta_calls_s,
             "list of splits to every rank, dealing": listing, "reading": reading, "work of the rank alone": work.rows * work.own_ns * 1e-9,
             "collective calls": together, "ticks": ticks, "exchange": exchange, "manifest, on rank 0": manifest_s}
 
@@ -359,8 +363,8 @@ def phases(model: Model, cluster: Cluster, work: Work, ranks: int, one: Figures,
 
 
 # Nanoseconds a row and rank of what a rank does by itself, and bytes a row, from the tables of docs/explanation/performance.md.
-WORKS = (Work("W2a, grouped by a million keys", 50_000_000, 25, 16, 1.2, 1), Work("W2c, grouped by keys met twice", 50_000_000, 45, 16, 16, 1),
-         Work("W3a, sorted", 50_000_000, 40, 16, 16, 1, passes=2))
+WORKS = (Work("W2a, grouped by a million keys", 50_000_000, 48, 16, 0.7, 1), Work("W2c, grouped by keys met twice", 50_000_000, 97, 16, 16, 1),
+         Work("W3a, sorted", 50_000_000, 60, 16, 16, 1, passes=2))
 
 
 def duration(seconds: float) -> str:
@@ -372,35 +376,35 @@ def table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def show(measured: list[Figures], singles: list[Figures], opened: int) -> None:
+def show(measured: list[Figures], singles: list[Figures]) -> None:
     model, cluster = Model(measured), Cluster()
     print(f"Measured, ranks on {measured[0]['cores']} cores; medians\n")
     names = list(measured[0]["collectives"])
-    rows = [[n, *(duration(r["collectives"][n]) for r in measured), formula(model.calls[n]), f"{100 * model.calls[n].worst:.0f} %"] for n in names]
+    rows = [[n, *(duration(r["collectives"][n]) for r in measured), formula(model.calls[n]), off(model.calls[n])] for n in names]
     for nodes, nbytes in [(1, b) for b in PAIR_NBYTES] + [(n, b) for n in NODES for b in PAIR_NBYTES]:
-        found = {e["ranks"]: e["seconds"] for r in measured for e in r["exchanges"] if e["pair_nbytes"] == nbytes and (e["nodes"] if e["leaders"] else 1) == nodes}
+        found = {e["ranks"]: e["seconds"] for r in measured for e in r["exchanges"]
+                 if e["pair_nbytes"] == nbytes and (e["nodes"] if e["leaders"] else 1) == nodes}
         way, how = ("directly", model.direct) if nodes == 1 else (f"leaders of {nodes} nodes", model.leaders)
         if found and how is not None:
-            rows.append([f"exchange, {nbytes >> 10} KiB a pair, {way}", *(duration(found[r["ranks"]]) if r["ranks"] in found else "" for r in measured),
-                         formula(how), f"{100 * how.typical:.0f} % (median)"])
+            cells = [duration(found[r["ranks"]]) if r["ranks"] in found else "" for r in measured]
+            rows.append([f"exchange, {nbytes >> 10} KiB a pair, {way}", *cells, formula(how), off(how)])
     rows.append(["group by of 2,000 rows a rank", *(duration(r["job"]["seconds"]) for r in measured),
                  f"{model.job_calls:.0f} collective calls, {model.job_ticks:.0f} ticks", ""])
     loads = [max(1.0, r["ranks"] / r["cores"]) for r in measured]
     rows.append(["the same, as the model has it", *(duration(f * model.small_job(r["ranks"])) for f, r in zip(loads, measured, strict=True)), "", ""])
-    rows.append(["start to a communicator", *(duration(r["started_s"]) for r in measured), formula(model.start), f"{100 * model.start.worst:.0f} %"])
-    print(table(["", *(f"{r['ranks']} ranks" for r in measured), "one rank with a core of its own", "off by at most"], rows))
+    rows.append(["start to a communicator", *(duration(r["started_s"]) for r in measured), formula(model.start), off(model.start)])
+    print(table(["", *(f"{r['ranks']} ranks" for r in measured), "one rank with a core of its own", "off by, typically and at most"], rows))
     print("In one process, as many ranks pretended, 1 GiB of input for each\n")
     keys = {"splits": "splits", "splits_nbytes": "their list, bytes to every rank", "splits_read_s": "unpickling it", "deal_s": "dealing them",
-            "redeal_s": "dealing again at a tick", "partitions": "partitions", "owners_s": "cutting owners", "manifest_nbytes": "manifest, a shard a rank, bytes",
-            "manifest_write_s": "writing it", "manifest_read_s": "reading and checking it"}
+            "redeal_s": "dealing again at a tick", "partitions": "partitions", "owners_s": "cutting owners",
+            "manifest_nbytes": "manifest, a shard a rank, bytes", "manifest_write_s": "writing it", "manifest_read_s": "reading and checking it"}
     print(table(["", *(f"{s['ranks']:,} ranks" for s in singles)],
                 [[what, *(duration(s[k]) if k.endswith("_s") else f"{s[k]:,}" for s in singles)] for k, what in keys.items()]))
-    print(f"files that a rank opens before it works: {opened}\n")
     if model.leaders is not None:
-        show_cluster(model, cluster, singles, opened)
+        show_cluster(model, cluster, singles)
 
 
-def show_cluster(model: Model, cluster: Cluster, singles: list[Figures], opened: int) -> None:
+def show_cluster(model: Model, cluster: Cluster, singles: list[Figures]) -> None:
     from hpcmr.comm.leaders import worth_leaders
 
     sizes = [s["ranks"] for s in singles]
@@ -415,10 +419,15 @@ def show_cluster(model: Model, cluster: Cluster, singles: list[Figures], opened:
         rows.append(row)
     print(table(["one exchange, directly / through leaders, the rule's choice", *(f"{r:,} ranks" for r in sizes)], rows))
     for work in WORKS:
-        columns = [phases(model, cluster, work, s["ranks"], s, opened, s["manifest_write_s"]) for s in singles]
-        rows = [[name, *(duration(c[name]) for c in columns)] for name in columns[0]] + [["**all**", *(f"**{duration(sum(c.values()))}**" for c in columns)]]
+        columns = [phases(model, cluster, work, s["ranks"], s, s["manifest_write_s"]) for s in singles]
+        rows = [[name, *(duration(c[name]) for c in columns)] for name in columns[0]]
+        rows.append(["**all**", *(f"**{duration(sum(c.values()))}**" for c in columns)])
         print(f"{work.name}, {work.rows:,} rows a rank\n")
         print(table(["", *(f"{r:,} ranks" for r in sizes)], rows))
+
+
+def off(f: Fit) -> str:
+    return f"{f.off:.1f} and {f.most:.1f} times"
 
 
 def formula(f: Fit) -> str:
@@ -451,10 +460,10 @@ def main() -> int:
         loaded = [json.loads(Path(name).read_text()) for name in args.load]
         kept = loaded[-1] | {"measured": sorted((m for one in loaded for m in one["measured"]), key=lambda m: int(m["ranks"]))}
     else:
-        kept = {"measured": [launch(n, args) for n in args.ranks], "singles": [alone(n) for n in args.sizes], "opened": files_opened()}
+        kept = {"measured": [launch(n, args) for n in args.ranks], "singles": [alone(n) for n in args.sizes]}
     if args.save:
         Path(args.save).write_text(json.dumps(kept))
-    show(kept["measured"], kept["singles"], kept["opened"])
+    show(kept["measured"], kept["singles"])
     return 0
 
 
