@@ -20,6 +20,7 @@ An operator may do more; what it has of the following is used (see `Surveying`):
 - `pending`: after a seal, whether there is more to seal. Seals can then be bounded in bytes.
 - `bring`: a partition that does not fit in memory, in parts.
 - `finish_blocks`: a partition as several batches, in place of `finish`.
+- `finish_nbytes`: what it takes to finish the largest partition of parts; where that is not left, they go to scratch first.
 - `partitioned_by`: key columns of the result by whose hash (`hpcmr.data.keys`) its partitions are cut; None of others. A later
   operator that has it too, and whose `keys` are the same, then finds all rows at their owners, and nothing travels.
 """

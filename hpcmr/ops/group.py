@@ -134,6 +134,10 @@ class GroupRows(KeyedRows):
         lists: dict[str, Column] = {n: ListColumn(starts[:-1], starts[1:], c) for n, c in sorted_values.columns.items()}
         return Batch({**self.firsts(rows, order, starts).columns, **lists})
 
+    @property
+    def object_nbytes(self) -> int:
+        return self.python_nbytes(len(self.value_names)) if self.function is not None else 0
+
     # ---- functions -----------------------------------------------------------------------------------------------------
 
     def _called(self, function: UserFunction, rows: Batch, order: Index, starts: Index) -> list[Any]:

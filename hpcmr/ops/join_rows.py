@@ -60,6 +60,10 @@ class JoinSide(KeyedRows):
         """Bytes expected by partition, or by piece."""
         return self.expected
 
+    def finish_nbytes(self, parts: list[Partitioned], partition: int | None = None) -> int:
+        """The pair finishes, in blocks of its own."""
+        return 0
+
     def observe(self, batch: Batch, origin: Origin) -> None:
         self.sampler.look(batch, origin, self.ctx.seed)
 

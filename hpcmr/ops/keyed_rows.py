@@ -7,6 +7,8 @@ seals, exchanges and ranks leave no trace in the result.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,10 @@ from hpcmr.ops.contract import Origin, StageContext
 ORIGIN = "#origin"
 ORIGIN_BITS = 40
 COMBINE_NBYTES = 8 << 20
+BLOCK_ROWS = 1 << 16         # finished at a time
+SORT_WORDS = 4               # of a row, beside its key words twice: hash, order, what numpy.lexsort has of it, a mark
+VALUE_NBYTES = 32            # a number as a Python object
+TUPLE_NBYTES = 64
 Index = NDArray[np.int64]
 
 
@@ -175,11 +181,53 @@ class KeyedRows:
 
     def finish(self, partition: int) -> Batch:
         """Result of one partition, in key order."""
-        rows = self.take_rows(partition)
-        if rows is None:
-            return Batch.empty(self.out_schema())
-        self.rows_out += rows.nrows
-        return self.finished(rows, *self.groups(rows))
+        blocks = list(self.finish_blocks(partition))
+        return Batch.concat(blocks) if blocks else Batch.empty(self.out_schema())
+
+    def finish_blocks(self, partition: int) -> Iterator[Batch]:
+        """`finish`, some groups at a time. Raises `MemoryTooSmall`."""
+        parts = [p for p in self.merged if p.covers(partition)]
+        nrows = sum(b - a for a, b in (p.rows_of(partition) for p in parts))
+        with self._taken(self.finish_nbytes(parts, partition), f"{self.name}, to sort the {nrows:,} rows of partition {partition} as a whole,"):
+            del parts
+            rows = self.take_rows(partition)
+            if rows is None:
+                return
+            self.rows_out += nrows
+            order, starts = self.groups(rows)
+            each = 2 * rows.nbytes / nrows + self.object_nbytes
+            for first, last in group_blocks(starts):
+                a, b = int(starts[first]), int(starts[last])
+                with self._taken(int(each * (b - a)), f"{self.name}, for a block of {last - first:,} groups of {b - a:,} rows,"):
+                    made = self.finished(rows.take(order[a:b]), np.arange(b - a), starts[first:last + 1] - a)
+                yield made
+
+    @contextmanager
+    def _taken(self, nbytes: int, what: str) -> Iterator[None]:
+        self.ctx.take(nbytes, what)
+        try:
+            yield
+        finally:
+            self.ctx.give(nbytes)
+
+    def finish_nbytes(self, parts: list[Partitioned], partition: int | None = None) -> int:
+        """Bytes that it takes to sort a partition of `parts`, the largest by default: its rows in one batch, and what they are sorted by."""
+        if not parts:
+            return 0
+        need = np.zeros(max(p.first + p.count for p in parts))
+        for p in parts:
+            each = p.batch.nbytes / max(1, p.batch.nrows) + 8 * (2 * self.layout.width + SORT_WORDS)
+            need[p.first:p.first + p.count] += np.diff(p.starts) * each
+        return int(need.max() if partition is None else need[partition])
+
+    @property
+    def object_nbytes(self) -> int:
+        """Bytes of a row as Python objects, where a function of the user's gets them."""
+        return 0
+
+    def python_nbytes(self, columns: int) -> int:
+        """About what a row of so many columns takes as Python objects, one a value, in a named tuple where there are several."""
+        return columns * (VALUE_NBYTES + 8) + (TUPLE_NBYTES if columns > 1 else 0)
 
     def take_rows(self, partition: int) -> Batch | None:
         """The rows that were merged for a partition, which are given back with it; None if there are none."""
@@ -221,6 +269,15 @@ class KeyedRows:
     def firsts(self, rows: Batch, order: Index, starts: Index) -> Batch:
         """Keys of the groups."""
         return rows.select(self.keys).take(order[starts[:-1]])
+
+
+def group_blocks(starts: Index) -> Iterator[tuple[int, int]]:
+    """Ranges of groups that together have about `BLOCK_ROWS` rows: one group at least, however many it has."""
+    first, groups = 0, len(starts) - 1
+    while first < groups:
+        last = max(first + 1, int(np.searchsorted(starts, starts[first] + BLOCK_ROWS, "right")) - 1)
+        yield first, last
+        first = last
 
 
 def sorted_groups(rows: Batch, layout: KeyLayout, origin: NDArray[np.uint64]) -> tuple[Index, Index]:

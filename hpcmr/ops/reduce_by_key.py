@@ -77,6 +77,10 @@ class ReduceByKey(KeyedRows):
     def out_schema(self) -> Schema:
         return Schema(tuple(Field(n, self.schema[n].type) for n in self.keys) + self.values.fields)
 
+    @property
+    def object_nbytes(self) -> int:
+        return 0 if self.fold.function.kind == "kernel" else self.python_nbytes(len(self.value_names))
+
     def prepared(self, batch: Batch, origin: Origin) -> Batch:
         if self.out is None:
             return batch

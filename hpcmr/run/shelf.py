@@ -86,7 +86,10 @@ class Shelf:
 
     def end(self, operator: KeyedOperator) -> None:
         """All rows have come: merge what is in memory, if it fits, or else get ready to `bring` it."""
-        if self._spool is not None or self.ctx.available() < self.nbytes // 2 + self.ctx.limit_nbytes // FINISH_SHARE:
+        wanted = self.nbytes // 2 + self.ctx.limit_nbytes // FINISH_SHARE
+        if hasattr(operator, "finish_nbytes"):
+            wanted = max(wanted, operator.finish_nbytes(self._pieces))
+        if self._spool is not None or self.ctx.available() < wanted:
             self.spill()
             return
         pieces = self._pieces

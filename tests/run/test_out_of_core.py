@@ -140,6 +140,48 @@ def test_a_partition_that_does_not_fit_names_the_limit(tmp_path, always):
     assert left_in(tmp_path) == []
 
 
+def test_a_partition_that_cannot_be_sorted_names_the_limit(tmp_path):
+    """24 MB of rows of one key, for which there is room, but not to sort them; with a little more it goes through."""
+    table = mr.from_arrays(None, {"k": np.zeros(1_000_000, np.int64), "v": np.ones(1_000_000)}).group_by("k").agg(all=mr.list("v"))
+    said = r"to sort the 1,000,000 rows of partition \d+ as a whole, needs .* of this rank's 64 MiB .*give at least --memory \d+MiB"
+    with pytest.raises(MemoryTooSmall, match=said), Session(World(), memory="64MiB", scratch=tmp_path):
+        table.collect()
+    with Session(World(), memory="200MiB", scratch=tmp_path) as session:
+        assert len(table.collect()["all"][0]) == 1_000_000
+        assert 100 << 20 < session.memory.peak_nbytes <= 200 << 20 and session.memory.taken_nbytes < 9 << 20
+    assert left_in(tmp_path) == []
+
+
+def test_groups_for_python_functions_are_finished_in_blocks(tmp_path):
+    """600,000 rows of three objects each would not fit as a whole."""
+    keys = np.random.default_rng(5).permutation(600_000) // 2
+    table = mr.from_arrays(None, {"k": keys, "v": np.ones(600_000), "w": keys}).reduce_by_key(lambda a, b: (a.v + b.v, a.w), key="k")
+    with Session(World(), memory="64MiB", scratch=tmp_path):
+        found = table.collect()
+    assert sorted(found["k"].tolist()) == list(range(300_000)) and (found["v"] == 2).all() and (found["w"] == found["k"]).all()
+
+
+BLOCKED = {
+    "list": lambda rows: rows.group_by("k").agg(all=mr.list("v"), first=mr.first("v")),
+    "top": lambda rows: rows.group_by("k").agg(top=mr.top_k("v", 3)),
+    "distinct": lambda rows: rows.select("k").distinct(),
+    "repartition": lambda rows: rows.repartition(by="k"),
+    "fold": lambda rows: rows.reduce_by_key(lambda a, b: a + b, key="k"),
+}
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("name", BLOCKED)
+def test_the_same_in_blocks_of_any_size(world, mpi_tmp_path, monkeypatch, name):
+    mine = arrays(3000 // world.size, 170, world.rank)
+
+    def found(block):
+        monkeypatch.setattr("hpcmr.ops.keyed_rows.BLOCK_ROWS", block)
+        return collected(world, lambda: BLOCKED[name](mr.from_arrays(getattr(world, "comm", None), mine)), mpi_tmp_path / str(world.rank))[0]
+
+    assert found(1) == found(64) == found(1 << 16)
+
+
 def test_collect_obeys_the_budget():
     table = mr.from_arrays(None, {"v": np.ones(5_000_000)})
     said = r"collect, which brings 40,000,000 bytes of rows to every rank, needs .*give at least --memory \d+MiB"
