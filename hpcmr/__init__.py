@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 from hpcmr._version import __version__
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from hpcmr.api.aggregates import (
         all,
         any,
@@ -86,5 +88,5 @@ def __getattr__(name: str) -> Any:
     return value
 
 
-def __dir__() -> list[str]:
+def __dir__() -> Iterable[str]:
     return sorted(__all__)

@@ -53,7 +53,8 @@ def add_parser(subparsers: Any) -> None:
                         help="set a key of the job file, or a parameter of the job")
     parser.add_argument("--run-dir", metavar="DIR", help="folder of this run (default: hpcmr-runs/<name>-<hash of SPEC and --set>)")
     parser.add_argument("--memory", metavar="SIZE", help="memory for each rank, for example 4GiB or 500M (default: a share of what the node grants)")
-    parser.add_argument("--scratch", metavar="DIR", help="folder on each node for what does not fit in memory (default: Slurm's for the job, $TMPDIR)")
+    parser.add_argument("--scratch", metavar="DIR",
+                        help="folder on each node for what does not fit in memory (default: Slurm's for the job, $TMPDIR)")
     parser.add_argument("--explain", action="store_true", help="print the plan and run nothing")
     parser.add_argument("--fresh", action="store_true", help="discard what an earlier run left: its run directory and its outputs")
     loud = parser.add_mutually_exclusive_group()

@@ -80,7 +80,8 @@ class StageTotals:
         return cls(first.number, first.name, len(ranks), max(r.seconds for r in ranks), sum(r.rows_in for r in ranks),
                    sum(r.nbytes_in for r in ranks), sum(r.rows_out for r in ranks), sum(r.nbytes_out for r in ranks),
                    sum(r.exchanged_nbytes for r in ranks), sum(r.spilled_nbytes for r in ranks),
-                   max(r.rounds for r in ranks), max(work) / mean if mean > 0 else 1.0, max(r.peak_nbytes for r in ranks), dict(counters), first.is_input)
+                   max(r.rounds for r in ranks), max(work) / mean if mean > 0 else 1.0, max(r.peak_nbytes for r in ranks), dict(counters),
+                   first.is_input)
 
     def to_json(self) -> dict[str, Any]:
         return dict(self.__dict__)

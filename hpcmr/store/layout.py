@@ -92,7 +92,7 @@ def lay_out(schema: Schema, arrays: Sequence[tuple[ArraySpec, int]]) -> Layout:
     arrays : sequence of (ArraySpec, int)
         Arrays and their number of entries.
     """
-    import h5py             # here, and not above: a rank that writes nothing does without
+    import h5py  # here, and not above: a rank that writes nothing does without
 
     frame = _Frame()
     places: dict[str, tuple[int, int]] = {}

@@ -17,7 +17,8 @@ rng = np.random.default_rng(8)
 N = 2000
 VALUES: dict[str, Any] = {
     "floats": rng.standard_normal(N), "float32": rng.random(N).astype(np.float32), "ints": rng.integers(0, 20, N),
-    "small": rng.integers(-9, 9, N).astype(np.int8), "edges": np.repeat(np.linspace(0, 1, 11), 20), "one": np.array([3.0]), "same": np.full(9, 5), "none": np.array([]),
+    "small": rng.integers(-9, 9, N).astype(np.int8), "edges": np.repeat(np.linspace(0, 1, 11), 20), "one": np.array([3.0]), "same": np.full(9, 5),
+    "none": np.array([]),
 }
 
 
