@@ -336,3 +336,26 @@ def test_a_table_that_is_packed_in_place_is_in_partition_order() -> None:
             partitions = [of[v] >> (64 - bits) if bits else 0 for v in rows[:, 2].tolist()]
             assert partitions == sorted(partitions)
             assert starts.tolist() == np.searchsorted(partitions, np.arange((1 << bits) + 1)).tolist()
+
+
+def test_the_last_seal_gives_back_what_rows_waited_in() -> None:
+    n = 300_000
+    batch = Batch.of({"k": np.arange(n), "x": np.ones(n)})
+    op, ctx = Aggregate(("k",), (Agg("sum", "x", "s"),), "raw"), Context()
+    op.bind(batch.schema)
+    op.open(ctx, None)
+    op.consume(batch, Origin(0, 0))
+    first = op.seal()
+    assert first.batch.nrows == n and op.chunks is not None
+    arena = op.chunks.arena.nbytes
+    op.consume(batch, Origin(1, 0))
+    before = ctx.taken
+    op.settle(None)  # type: ignore[arg-type]
+    last = op.seal()
+    assert last.batch.nrows == n and before - ctx.taken > 0.9 * arena       # the rows are still there until they are sent
+    assert (last.batch["row"].values[:, 0] == first.batch["row"].values[:, 0]).all()  # type: ignore[union-attr]
+    rows = ctx.taken
+    op.merge(last)
+    assert ctx.taken <= rows
+    op.close()
+    assert ctx.taken == 0
