@@ -20,7 +20,8 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+import tracemalloc
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -191,6 +192,12 @@ def alone(size: int) -> Figures:
     pickled = time.perf_counter()
     pickle.loads(raw)
     loaded = time.perf_counter()
+    tracemalloc.start()
+    held = pickle.loads(raw)
+    memory = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    del held
+    began = time.perf_counter()
     weights = np.full(splits, SPLIT_NBYTES, np.int64)
     queues = deal(weights, size)
     dealt = time.perf_counter()
@@ -200,7 +207,8 @@ def alone(size: int) -> Figures:
     partitions = partition_count(size << 30)
     owner_bounds(np.full(partitions, 1 << 20, np.int64), size)
     cut = time.perf_counter()
-    return {"ranks": size, "splits": splits, "splits_nbytes": len(raw), "splits_read_s": loaded - pickled, "deal_s": dealt - loaded,
+    return {"ranks": size, "splits": splits, "splits_nbytes": len(raw), "splits_read_s": loaded - pickled, "splits_memory_nbytes": memory,
+            "deal_s": dealt - began,
             "redeal_s": again - dealt, "partitions": partitions, "owners_s": cut - again, **manifest(size)}
 
 
@@ -236,7 +244,7 @@ class Fit:
         return float(np.dot(self.factors, features))
 
 
-def fit(names: tuple[str, ...], features: list[tuple[float, ...]], seconds: list[float]) -> Fit:
+def fit(names: tuple[str, ...], features: Sequence[tuple[float, ...]], seconds: Sequence[float]) -> Fit:
     """Least squares of the logarithm of model / measured, over all sets of features that leave no coefficient below zero."""
     a, b = np.array(features, float), np.array(seconds, float)
     best: tuple[float, Fit] | None = None
@@ -247,9 +255,9 @@ def fit(names: tuple[str, ...], features: list[tuple[float, ...]], seconds: list
         for _ in range(50):                       # (made - b)^2 / (made b) is nearly the square of log(made / b)
             scale = np.sqrt(made * b)
             found = np.linalg.lstsq(a[:, chosen] / scale[:, None], b / scale, rcond=None)[0]
-            if (found < 0).any():
-                break
             made = a[:, chosen] @ found
+            if (found < 0).any() or (made <= 0).any():
+                break
         else:
             off = np.abs(np.log(made / b))
             if best is None or (off**2).sum() < best[0] - 1e-9:
@@ -281,11 +289,13 @@ class Model:
         self.start = fit(("launch", "rank"), [(1, max(1.0, r["ranks"] / r["cores"])) for r in measured], [r["started_s"] for r in measured])
         self.job_calls = statistics.median(r["job"]["collective calls"] for r in measured)
         self.job_ticks = statistics.median(r["job"]["ticks"] for r in measured)
+        self.action_s = 0.0
+        self.action_s = statistics.median(max(0.0, of_one(r, r["job"]["seconds"]) - self.small_job(r["ranks"])) for r in measured)
 
     def small_job(self, ranks: int) -> float:
         """Seconds of a group by with nothing to do, on ranks with a core each: its one partition goes to one rank."""
         exchange = self.direct(1, 2 * (ranks - 1), 0)
-        return self.job_calls * self.call("agree", ranks) + self.job_ticks * self.call("tick", ranks) + exchange
+        return self.action_s + self.job_calls * self.call("agree", ranks) + self.job_ticks * self.call("tick", ranks) + exchange
 
     def call(self, name: str, ranks: int) -> float:
         return self.calls[name](1, math.log2(ranks), ranks)
@@ -356,7 +366,8 @@ def phases(model: Model, cluster: Cluster, work: Work, ranks: int, one: Figures,
     listing = one["splits_read_s"] + one["deal_s"] + one["splits_nbytes"] * cluster.node_ranks / cluster.node_nbytes_s
     return {"start-up, imports from the shared file system": model.start(1, 1) + START_FILE_CALLS * nodes / cluster.meta_calls_s,
             "list of splits to every rank, dealing": listing, "reading": reading, "work of the rank alone": work.rows * work.own_ns * 1e-9,
-            "collective calls": together, "ticks": ticks, "exchange": exchange, "manifest, on rank 0": manifest_s}
+            "planning and preparing, of an action": model.action_s, "collective calls": together,
+            "ticks": ticks, "exchange": exchange, "manifest, on rank 0": manifest_s}
 
 
 # ---- tables --------------------------------------------------------------------------------------------------------------------
@@ -389,19 +400,30 @@ def show(measured: list[Figures], singles: list[Figures]) -> None:
             cells = [duration(found[r["ranks"]]) if r["ranks"] in found else "" for r in measured]
             rows.append([f"exchange, {nbytes >> 10} KiB a pair, {way}", *cells, formula(how), off(how)])
     rows.append(["group by of 2,000 rows a rank", *(duration(r["job"]["seconds"]) for r in measured),
-                 f"{model.job_calls:.0f} collective calls, {model.job_ticks:.0f} ticks", ""])
+                 f"{duration(model.action_s)}, {model.job_calls:.0f} collective calls, {model.job_ticks:.0f} ticks", ""])
     loads = [max(1.0, r["ranks"] / r["cores"]) for r in measured]
     rows.append(["the same, as the model has it", *(duration(f * model.small_job(r["ranks"])) for f, r in zip(loads, measured, strict=True)), "", ""])
     rows.append(["start to a communicator", *(duration(r["started_s"]) for r in measured), formula(model.start), off(model.start)])
     print(table(["", *(f"{r['ranks']} ranks" for r in measured), "one rank with a core of its own", "off by, typically and at most"], rows))
     print("In one process, as many ranks pretended, 1 GiB of input for each\n")
-    keys = {"splits": "splits", "splits_nbytes": "their list, bytes to every rank", "splits_read_s": "unpickling it", "deal_s": "dealing them",
+    keys = {"splits": "splits", "splits_nbytes": "their list, bytes to every rank", "splits_read_s": "unpickling it",
+            "splits_memory_nbytes": "in memory, bytes on every rank", "deal_s": "dealing them",
             "redeal_s": "dealing again at a tick", "partitions": "partitions", "owners_s": "cutting owners",
             "manifest_nbytes": "manifest, a shard a rank, bytes", "manifest_write_s": "writing it", "manifest_read_s": "reading and checking it"}
     print(table(["", *(f"{s['ranks']:,} ranks" for s in singles)],
                 [[what, *(duration(s[k]) if k.endswith("_s") else f"{s[k]:,}" for s in singles)] for k, what in keys.items()]))
     if model.leaders is not None:
         show_cluster(model, cluster, singles)
+
+
+def index_nbytes(one: Figures) -> dict[str, int]:
+    """Bytes of a rank that grow with ranks, partitions or splits and not with its rows."""
+    ranks, partitions = one["ranks"], one["partitions"]
+    return {"list of splits": one["splits_memory_nbytes"], "starts, weights and counts of partitions": 3 * 8 * partitions,
+            "rows of each partition from each rank": 8 * partitions, "counts, cuts and bounds by rank": 8 * 8 * ranks,
+            "table of a tick": 2 * 80 * ranks, "chunks or runs of partitions in a round": max(96 << 20, 2 * partitions * 1200),
+            "sample of a sort": 4 * min(4096 * partitions, 1 << 22) * 8,
+            "right side of a broadcast join, at most, and its index": 2 * (128 << 20)}
 
 
 def show_cluster(model: Model, cluster: Cluster, singles: list[Figures]) -> None:
@@ -418,6 +440,8 @@ def show_cluster(model: Model, cluster: Cluster, singles: list[Figures]) -> None
             row.append(f"{duration(direct)} / {duration(led)}, {rule}" if cluster.nodes(ranks) > 1 else duration(direct))
         rows.append(row)
     print(table(["one exchange, directly / through leaders, the rule's choice", *(f"{r:,} ranks" for r in sizes)], rows))
+    index = [index_nbytes(s) for s in singles]
+    print(table(["bytes of a rank", *(f"{r:,} ranks" for r in sizes)], [[n, *(f"{i[n] / 2**20:,.1f} MiB" for i in index)] for n in index[0]]))
     for work in WORKS:
         columns = [phases(model, cluster, work, s["ranks"], s, s["manifest_write_s"]) for s in singles]
         rows = [[name, *(duration(c[name]) for c in columns)] for name in columns[0]]
