@@ -5,8 +5,8 @@ and exchange on small data, then looks in one process at what grows with the num
 `docs/explanation/performance.md`. ``--load FILE`` prints them from saved measurements.
 
 More ranks than cores take turns, so seconds are those of one rank alone times ranks / cores: what is fitted is the time of a core, waiting and
-changing between processes included, which a rank with a core of its own does not pay. The model is therefore on the careful side in what it
-takes from here. What it adds for a network, and a cluster's figures, are assumptions (`Cluster`).
+changing between processes included. Ranks with a core each wait far less than that, which two ranks show. What the model adds for a network,
+and a cluster's figures, are assumptions (`Cluster`).
 """
 
 from __future__ import annotations
