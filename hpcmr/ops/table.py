@@ -347,7 +347,9 @@ class StringCounts(GroupTable):
 
     @property
     def short_limit(self) -> int:
-        return load_limit(self.short_slots, self.short_slots >= self.slots_max)
+        # Four entries share a cache line: a step further costs little, growing costs as much as 5 million words.
+        large = self.short_slots > 1 << 18 and self.short_slots < self.slots_max
+        return int(0.6 * self.short_slots) if large else load_limit(self.short_slots, self.short_slots >= self.slots_max)
 
     def fullness(self, rows: int) -> float:
         if self.short_slots < self.slots_max:
