@@ -252,7 +252,7 @@ def test_many_files_with_file_row_and_attributes(tmp_path: Path) -> None:
         assert rows["doc"] == [str(tmp_path / f"p{i:02d}.h5") for i in part]
         assert rows["z"] == [0.5 * i for i in part] and rows["label"] == [f"part {i}" for i in part] and rows["box"] == [[i, 2, 3] for i in part]
     assert len(Hdf5Source(tmp_path, "g").survey()[1]) == 1
-    assert "6" not in splits[0].where and splits[0].where.endswith("p00.h5[0:1]")
+    assert "6" not in Path(splits[0].where).name and splits[0].where.endswith("p00.h5[0:1]")
 
 
 def test_no_rows_is_no_split(tmp_path: Path) -> None:
