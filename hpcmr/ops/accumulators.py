@@ -204,3 +204,14 @@ def _fresh(op: int) -> list[int]:
 
 def _bits(value: float) -> int:
     return int(np.float64(value).view(np.uint64))
+
+
+def output_names(keys: tuple[str, ...], aggs: tuple[Agg, ...]) -> list[str]:
+    """Columns of a group's result: the keys, then the aggregates. Raises `JobSpecError` where two have one name, or no key is given."""
+    if not keys:
+        raise JobSpecError("group_by needs at least one key column")
+    names = [*keys, *(a.name for a in aggs)]
+    twice = sorted({n for n in names if names.count(n) > 1})
+    if twice:
+        raise JobSpecError(f"two output columns are called {twice[0]!r}; name aggregates apart, for example total=sum('x')")
+    return names

@@ -24,8 +24,8 @@ from hpcmr.data.keys import KeyLayout, KeyWords, as_strings, as_words, decode_ke
 from hpcmr.data.partitioning import PARTITION_NBYTES, Partitioned, without
 from hpcmr.data.schema import Field, Schema
 from hpcmr.data.source import SPLIT_NBYTES
-from hpcmr.errors import ConservationError, JobSpecError
-from hpcmr.ops.accumulators import Agg, compile_program
+from hpcmr.errors import ConservationError
+from hpcmr.ops.accumulators import Agg, compile_program, output_names
 from hpcmr.ops.contract import Collective, Origin, StageContext, Step
 from hpcmr.ops.finals import Final, States, final_of, result_field
 from hpcmr.ops.null_keys import NullGroups, by_pattern, in_key_order, null_rows, null_values, together
@@ -73,12 +73,7 @@ class Aggregate:
         return "aggregate", self.keys, tuple((a.function, a.column, a.name, a.options) for a in self.aggs)
 
     def bind(self, schema: Schema) -> Schema:
-        if not self.keys:
-            raise JobSpecError("group_by needs at least one key column")
-        names = [*self.keys, *(a.name for a in self.aggs)]
-        twice = sorted({n for n in names if names.count(n) > 1})
-        if twice:
-            raise JobSpecError(f"two output columns are called {twice[0]!r}; name aggregates apart, for example total=sum('x')")
+        output_names(self.keys, self.aggs)
         self.schema = schema
         self.layout = self.by = KeyLayout.of(schema, self.keys)        # `by`: the columns whose hash is the partition, first among the keys
         self.program = compile_program(schema, self.aggs)

@@ -8,6 +8,7 @@ as large as the number of different values that it met, whatever the order of ro
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ PAYS = 0.25                  # distinct values per row above which rows are kept
 Index = NDArray[np.int64]
 
 
-class FineGroups(Aggregate):
+class FineGroups(Aggregate, ABC):
     """Rows counted by keys and value. A `KeyedOperator`; a child tells what the value is and what a group becomes.
 
     Parameters
@@ -51,20 +52,21 @@ class FineGroups(Aggregate):
 
     # ---- what a child says ---------------------------------------------------------------------------------------------
 
+    @abstractmethod
     def value_type(self, schema: Schema) -> ColumnType:
         """Type of the column `FINE`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def values(self, batch: Batch) -> Column:
         """This column of a batch."""
-        raise NotImplementedError
 
+    @abstractmethod
     def result_field(self, agg: Agg, schema: Schema) -> Field:
-        raise NotImplementedError
+        ...
 
+    @abstractmethod
     def result(self, agg: Agg, fine: Batch, starts: Index) -> Column:
         """An aggregate of groups whose values are rows ``starts[g]`` to ``starts[g + 1]`` of `fine`, in order."""
-        raise NotImplementedError
 
     # ---- the operator --------------------------------------------------------------------------------------------------
 

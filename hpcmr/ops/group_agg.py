@@ -19,7 +19,7 @@ from hpcmr.data.partitioning import Partitioned
 from hpcmr.data.schema import Schema
 from hpcmr.data.sort_keys import directions
 from hpcmr.errors import ConservationError, JobSpecError
-from hpcmr.ops.accumulators import FUNCTIONS, Agg
+from hpcmr.ops.accumulators import FUNCTIONS, Agg, output_names
 from hpcmr.ops.aggregate import Aggregate
 from hpcmr.ops.contract import Origin, StageContext
 from hpcmr.ops.group_best import GroupBest
@@ -110,12 +110,7 @@ class MixedAggregate:
         return (self.name, *(p.fingerprint() for p in self.parts))
 
     def bind(self, schema: Schema) -> Schema:
-        if not self.keys:
-            raise JobSpecError("group_by needs at least one key column")
-        names = [*self.keys, *(a.name for a in self.aggs)]
-        twice = sorted({n for n in names if names.count(n) > 1})
-        if twice:
-            raise JobSpecError(f"two output columns are called {twice[0]!r}; name aggregates apart, for example total=sum('x')")
+        names = output_names(self.keys, self.aggs)
         made: dict[str, Any] = {}
         for part in self.parts:
             made.update({f.name: f for f in part.bind(schema)})

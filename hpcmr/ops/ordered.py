@@ -7,6 +7,7 @@ input: by piece, then row; so the result does not depend on who holds what.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
 from hpcmr.data.batch import Batch
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 Part = tuple[int, int]       # piece, and row of it at which the part begins
 
 
-class Ordered:
+class Ordered(ABC):
     """The part of a `SurveyStep` that follows the rows; what is summed up and carried on is its children's.
 
     A child implements `fresh`, `summed`, `carried` and `advance`.
@@ -53,38 +54,39 @@ class Ordered:
         self._state: Any = None
         self.row = 0
 
+    @abstractmethod
     def fingerprint(self) -> tuple[Any, ...]:
-        raise NotImplementedError
+        ...
 
     # ---- what a child says ---------------------------------------------------------------------------------------------
 
+    @abstractmethod
     def new_type(self, schema: Schema) -> ColumnType:
         """Type of the new column; checks those that it is made of."""
-        raise NotImplementedError
 
+    @abstractmethod
     def fresh(self) -> Any:
         """Summary of no rows."""
-        raise NotImplementedError
 
+    @abstractmethod
     def summed(self, summary: Any, batch: Batch) -> Any:
         """Summary of the rows summed up so far and those of the batch, which stand behind them."""
-        raise NotImplementedError
 
     def packed(self, summary: Any) -> Any:
         """The summary as it travels."""
         return summary
 
+    @abstractmethod
     def carried(self, summaries: list[Any]) -> list[Any]:
         """What each of the parts, in order, has to know of the others. Collective: no, each rank finds the same."""
-        raise NotImplementedError
 
+    @abstractmethod
     def begin(self, carry: Any) -> Any:
         """State at the first row of a part; carry is None where nothing was agreed (a sample)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def advance(self, state: Any, batch: Batch) -> tuple[Any, Any]:
         """The new column for the rows of the batch, and the state behind them."""
-        raise NotImplementedError
 
     # ---- a step --------------------------------------------------------------------------------------------------------
 
@@ -99,7 +101,8 @@ class Ordered:
         return self.bind(sample.schema)
 
     def fix(self, schema: Schema) -> None:
-        """Nothing to keep."""
+        """Take the type of the new column, which was known when it was bound."""
+        self.out = schema[self.new].type
 
     def carries(self, names: tuple[str, ...]) -> tuple[str, ...] | None:
         return names

@@ -124,8 +124,7 @@ class HotRows:
             reached = self.table.consume_hot((keys.ctypes.data, 8, np.uint64(key_xor), values.ctypes.data, reached, batch.nrows, self.misses,
                                               self.missed), self.program)
             self._put_aside()
-            if reached < batch.nrows:
-                self.table.make_wide(0)
+            self.table.make_wide_room()
 
     def _put_aside(self) -> None:
         n = int(self.missed[0])

@@ -210,10 +210,14 @@ class GroupTable:
         """Grow what stopped the last `add`."""
         from hpcmr.kernels.opcodes import MICRO
 
-        if int(self.wide_used[0]) + self.room > len(self.wide):
-            self.wide = np.concatenate([self.wide, np.zeros_like(self.wide)])
+        self.make_wide_room()
         if int(self.groups[0]) + MICRO > self.limit:
             self.grow(self._next_slots(self.slots, 1 << 21))
+
+    def make_wide_room(self) -> None:
+        """Twice as many wide sums where a step might not find enough."""
+        if int(self.wide_used[0]) + self.room > len(self.wide):
+            self.wide = np.concatenate([self.wide, np.zeros_like(self.wide)])
 
     def _next_slots(self, slots: int, fast: int) -> int:
         """Size to grow to: in larger steps while it is small, not past the bound in one."""

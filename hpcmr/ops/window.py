@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -79,9 +80,9 @@ class _Behind(Ordered):
         both = concat_columns([state, column]) if len(state) else column
         return self.found(both, len(state)), self._last([state, column])
 
+    @abstractmethod
     def found(self, column: Column, first: int) -> Column:
         """The new column for rows from `first` on."""
-        raise NotImplementedError
 
 
 class Lag(_Behind):

@@ -359,3 +359,13 @@ def test_the_last_seal_gives_back_what_rows_waited_in() -> None:
     assert ctx.taken <= rows
     op.close()
     assert ctx.taken == 0
+
+
+def test_sums_of_frequent_keys_that_leave_their_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values from 1e-300 to 1e300 need wide sums for more keys than there is room for at first."""
+    monkeypatch.setattr("hpcmr.ops.aggregate.HOT_SLOTS", 1024)
+    rng = np.random.default_rng(7)
+    keys, values = rng.integers(0, 1000, 20_000), rng.standard_normal(20_000) * 10.0 ** rng.integers(-300, 300, 20_000)
+    got = run([Batch.of({"k": keys, "v": values})], ("k",), [Agg("sum", "v", "s")], "hot")
+    expected = {k: math.fsum(values[keys == k]) for k in set(keys.tolist())}
+    assert dict(zip(got["k"], got["s"], strict=True)) == expected
