@@ -53,7 +53,9 @@ def same_as_the_other_mpi(name: str, found: str) -> None:
         path = Path(folder) / f"digest-{name}"
         if path.exists():
             assert path.read_text() == found, "an earlier run of this session, with the other MPI, gave another digest"
-        path.write_text(found)
+        whole = path.with_name(f"{path.name}-{os.getpid()}")
+        whole.write_text(found)
+        whole.replace(path)         # another run may be reading it
 
 
 def run(spec: Path, out: Path, n: int, *settings: str) -> str:
