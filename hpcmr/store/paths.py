@@ -86,6 +86,31 @@ def spill_name(number: int) -> str:
     return f"spill-{number:06d}.h5"
 
 
+def status(run_dir: Path) -> Path:
+    """How a run stands; see `hpcmr.run.status`."""
+    return run_dir / "status.json"
+
+
+def spec_folder(run_dir: Path) -> Path:
+    """Copy of the job: its file, its local modules, and what identifies the run."""
+    return run_dir / "spec"
+
+
+def identity(run_dir: Path) -> Path:
+    """What a run is; see `hpcmr.run.identity`."""
+    return spec_folder(run_dir) / "identity.json"
+
+
+def logs(run_dir: Path) -> Path:
+    """Folder of what the attempts said."""
+    return run_dir / "logs"
+
+
+def log_name(epoch: int, rank: int) -> str:
+    """What a rank said in an attempt."""
+    return f"e{epoch:04d}-r{rank:05d}.log"
+
+
 def _beside(path: Path, attempt: str, suffix: str) -> Path:
     if _ATTEMPT.fullmatch(attempt) is None:
         raise Refused(f"{attempt!r} cannot name an attempt; 1 to 64 letters, digits, - and _ can")
