@@ -23,6 +23,11 @@ An operator may do more; what it has of the following is used (see `Surveying`):
 - `finish_nbytes`: what it takes to finish the largest partition of parts; where that is not left, they go to scratch first.
 - `partitioned_by`: key columns of the result by whose hash (`hpcmr.data.keys`) its partitions are cut; None of others. A later
   operator that has it too, and whose `keys` are the same, then finds all rows at their owners, and nothing travels.
+- `settled` and `resettle`: what `settle` made of the first pass, as rows that a checkpoint keeps. A run that continues gives them to
+  a fresh operator in place of the first pass. Without the two the first pass is done again, and the second from its beginning.
+
+What was sealed can also come from a checkpoint, written by another run on another number of ranks: `merge` gets it like any other.
+The engine never lets an operator write into arrays of a checkpoint that is still being written.
 """
 
 from __future__ import annotations
@@ -153,7 +158,10 @@ class SurveyStep(Step, Protocol):
         """First pass over the rows. Copy what is kept."""
 
     def settle(self, together: Collective) -> None:
-        """Once, on all ranks together, between the passes."""
+        """Once, on all ranks together, between the passes.
+
+        A step may have ``settled() -> Batch or None`` and ``resettle(batch)`` too, as an operator may (see `Surveying`).
+        """
 
 
 @runtime_checkable
@@ -204,6 +212,16 @@ class Surveying(Protocol):
     def settle(self, together: Collective) -> None:
         """Once, on all ranks together. Results may depend on what is agreed here only as far as that depends on the data alone."""
 
+    def settled(self) -> Batch | None:
+        """After `settle` (or `resettle`), on every rank: all that it made of the first pass, the same on every rank and from the data
+        alone; None: it cannot be kept. The batch may have any columns and must not be changed later.
+        """
+
+    def resettle(self, found: Batch) -> None:
+        """In place of `observe` and `settle`, after `bind` and `open`: take what `settled` gave, on another number of ranks perhaps.
+        `weights` and all that the second pass needs must work afterwards. Not collective.
+        """
+
     def weights(self) -> NDArray[np.int64] | None:
         """``(partitions,)`` bytes of this rank's rows by partition; None: by what the first round seals. An array on all ranks, or on none."""
 
@@ -231,8 +249,8 @@ class PairOperator(Protocol):
 
     with `left` and `right` as the operators of the two sides. They have the same partitions and owners. Their ``keys``, `observe`,
     `weights` (the sum of both is taken) and `pending` are used as those of a `KeyedOperator`; ``survey``, ``partitioned_by``, `settle`,
-    `bind`, `open`, `finish` or `finish_blocks`, and `close` are those of the pair. `settle` is called once, after both sides were
-    observed, or before the first round if there is no ``survey``.
+    `settled`, `resettle`, `bind`, `open`, `finish` or `finish_blocks`, and `close` are those of the pair. `settle` is called once, after both
+    sides were observed, or before the first round if there is no ``survey``.
 
     Attributes
     ----------

@@ -7,6 +7,9 @@ An outlet lives through::
 
 An outlet may have ``settle(together)`` (`hpcmr.ops.contract.Collective`): it is called on all ranks together, right before `local`.
 
+An outlet may have `sealed` and `restore` (`Restarting`): what it took before a cut of the job is then kept in a checkpoint, and a run
+that continues does not read those pieces again. Without them the last stage of an action begins anew.
+
 A *piece* is a split (its index) or a partition (its number). Piece order, and row order within a piece, is the order of the
 result. All batches of a piece come to one rank, one behind the other, before the next piece begins. On a rank the pieces come in
 ascending order where `ascending` is True, else in any order: work that is dealt again may bring an earlier piece after a later one.
@@ -14,9 +17,11 @@ ascending order where `ascending` is True, else in any order: work that is dealt
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from hpcmr.data.batch import Batch
+from hpcmr.data.partitioning import Partitioned
 from hpcmr.data.schema import Schema
 from hpcmr.ops.contract import StageContext
 
@@ -82,3 +87,36 @@ class Outlet(Protocol):
 
     def abandon(self) -> None:
         """After an error, on every rank, whatever was called before: remove temporary files, give memory back. Must not raise."""
+
+
+class Sealed(NamedTuple):
+    """What an outlet took on this rank since the last cut, in the form in which a checkpoint keeps it.
+
+    Attributes
+    ----------
+    told : dict
+        Small plain values, as JSON has them: for example the names of files that hold the rows. Empty: nothing.
+    rows : Partitioned or None
+        Rows by piece (``first`` is the lowest piece number). They are written by a thread: they must not be changed any more.
+    finish : callable or None
+        What is left to do until `told` holds (flush files): called once, by that thread, without arguments. May raise `StorageError`.
+    """
+
+    told: dict[str, Any]
+    rows: Partitioned | None = None
+    finish: Callable[[], None] | None = None
+
+
+class Restarting(Protocol):
+    """What an outlet may have so that its stage can be continued."""
+
+    def sealed(self) -> Sealed | None:
+        """At a cut: all ranks are between two pieces. What came since the last `sealed`; None if nothing did. Not collective."""
+
+    def restore(self, told: list[dict[str, Any]], rows: Iterable[tuple[int, Batch]]) -> None:
+        """After `open`, before any `take`, on every rank: what earlier runs sealed.
+
+        Each of the `told` comes to one rank; each piece of `rows` comes to one rank too, ascending, in batches whose memory is the
+        outlet's. Neither says anything about pieces that this rank gets afterwards, which may be lower. Not collective. What is
+        restored is part of all later checkpoints as it is: `sealed` does not give it again.
+        """
