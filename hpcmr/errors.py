@@ -6,11 +6,13 @@
     |-- Refused           2   nothing was done: usage, no input, output exists, too little memory
     |   |-- JobSpecError  2   a job file or an option is wrong
     |   |-- InputError    2   an input is missing, unreadable or of the wrong shape
+    |   |-- Superseded    2   another attempt has taken over: this one may not commit any more
     |   `-- MemoryTooSmall 2  the budget cannot hold what the job needs at least
     |-- FunctionError     1   a function of the user's raised, or returned the wrong thing
     |-- DataError         1   data that an operation cannot take (a cast, an overflow, a damaged file met while running)
     |-- StorageError      1   writing failed: disk full, read-only, vanished
     |-- ConservationError 1   rows or bytes were lost or made up: a bug, never the user's fault
+    |-- RankDied          1   processes of the job died: the others go on where recovery is on
     `-- RemoteError       1   another rank failed with an error that is none of the above
 
 Every class can be pickled, so that one rank's failure becomes the same exception on all ranks.
@@ -87,6 +89,10 @@ class MemoryTooSmall(Refused):
     """The memory budget cannot hold what the job needs at least."""
 
 
+class Superseded(Refused):
+    """Another attempt at the same run directory has taken over; this one can never commit again."""
+
+
 class FunctionError(HpcmrError):
     """A function of the user's raised, or returned something it must not return."""
 
@@ -105,3 +111,15 @@ class ConservationError(HpcmrError):
 
 class RemoteError(HpcmrError):
     """Another rank failed with an error that is not one of this package's."""
+
+
+class RankDied(HpcmrError):
+    """Processes of this job died, as far as MPI says; where recovery in the run is on, the others go on without them.
+
+    Attributes
+    ----------
+    deaths : tuple of hpcmr.comm.recovery.Death
+        Those that this rank knows of; another one may know more.
+    """
+
+    deaths: tuple[Any, ...] = ()

@@ -11,6 +11,13 @@
         rank-00002-00000.h5.tmp      a shard that rank 2 is writing
         rank-00002-00000.h5          one that it has finished
       .counts.7f3a.old/              an earlier output while a new one takes its place
+
+    hpcmr-runs/counts-1f00c2b1aa/    a run directory, 0700
+      journal/000001.json            entries, see `hpcmr.store.journal`
+      journal/.1c2d3e4f5a6b7c8d.tmp  an entry before it is linked to its slot
+      pieces/e0002-000007-r00003-00.h5    a shard of a checkpoint: epoch, generation, rank, number
+      results/e0002-a00004-00.h5     the result of an action
+      status.json, spec/, logs/, output/
 """
 
 from __future__ import annotations
@@ -28,6 +35,9 @@ VALID = "%valid"
 """Suffix of the array that tells which rows are not null; `%` in a column's own name is escaped, so it cannot be mistaken."""
 
 _PART = re.compile(r"part-[0-9]{5,9}\.h5")
+_SLOT = re.compile(r"[0-9]{6,9}\.json")
+_DRAFT = re.compile(r"\.[0-9a-f]{16}\.tmp")
+_RUN_FILE = re.compile(r"pieces/e[0-9]{4,9}-[0-9]{6,9}-r[0-9]{5,9}-[0-9]{2,9}\.h5|results/e[0-9]{4,9}-a[0-9]{5,9}-[0-9]{2,9}\.h5")
 _ATTEMPT = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _UNSAFE = re.compile("[%/\x00\ud800-\udfff]")
 
@@ -109,6 +119,62 @@ def logs(run_dir: Path) -> Path:
 def log_name(epoch: int, rank: int) -> str:
     """What a rank said in an attempt."""
     return f"e{epoch:04d}-r{rank:05d}.log"
+
+
+def journal(run_dir: Path) -> Path:
+    """Folder of the slots."""
+    return run_dir / "journal"
+
+
+def slot_name(number: int) -> str:
+    """An entry of the journal."""
+    return f"{number:06d}.json"
+
+
+def slot_number(name: str) -> int:
+    """Inverse of `slot_name`; 0: it is no such name."""
+    number = int(name[:-5]) if _SLOT.fullmatch(name) else 0
+    return number if slot_name(number) == name else 0
+
+
+def slot_draft(token: str) -> str:
+    """Where an entry is written before it is linked to its slot."""
+    return f".{token}.tmp"
+
+
+def is_draft(name: str) -> bool:
+    return _DRAFT.fullmatch(name) is not None
+
+
+def piece_file(epoch: int, generation: int, rank: int, number: int) -> str:
+    """A shard of a checkpoint, relative to the run directory. No two attempts, ranks or generations share one."""
+    return f"pieces/e{epoch:04d}-{generation:06d}-r{rank:05d}-{number:02d}.h5"
+
+
+def result_file(epoch: int, action: int, number: int = 0) -> str:
+    """The result of an action, relative to the run directory."""
+    return f"results/e{epoch:04d}-a{action:05d}-{number:02d}.h5"
+
+
+def is_run_file(name: str) -> bool:
+    """Whether `name` can be a file that a generation names: one of the two forms above, so that it cannot lead elsewhere."""
+    return _RUN_FILE.fullmatch(name) is not None
+
+
+def run_folders(run_dir: Path) -> tuple[Path, Path]:
+    """Folders whose files are named by generations."""
+    return run_dir / "pieces", run_dir / "results"
+
+
+def attempt_name(run: str, epoch: int, action: int) -> str:
+    """Names an action of an attempt of a run, for its staging folders: see `is_attempt_of`."""
+    return f"{run}-e{epoch:04d}-a{action:05d}"
+
+
+def attempt_epoch(run: str, attempt: str) -> int:
+    """Epoch of an attempt of this run; 0: it is none."""
+    match = re.fullmatch(rf"{re.escape(run)}-e([0-9]{{4,9}})-a[0-9]{{5,9}}", attempt)
+    return int(match[1]) if match else 0
 
 
 def _beside(path: Path, attempt: str, suffix: str) -> Path:
