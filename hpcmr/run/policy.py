@@ -1,0 +1,67 @@
+"""When a checkpoint is due: the rule of Young and Daly, bounded by a share of the running time. Pure functions of times and sizes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+MTBF_S = 24 * 3600.0      # between two failures of the job, if nobody says anything else
+SHARE = 0.02              # of the running time, what checkpoints may cost
+WRITE_NBYTES_S = 0.5e9    # of all ranks together, before anything was measured
+FIXED_S = 0.05            # what a checkpoint takes that writes next to nothing
+WEIGHT = 0.5              # of the newest measurement, in the running mean of costs
+
+
+def interval_s(cost_s: float, mtbf_s: float = MTBF_S, share: float = SHARE) -> float:
+    """Seconds between two checkpoints that cost `cost_s` each: ``sqrt(2 cost mtbf)`` (Young), and no more often than costs `share` of the time."""
+    return max(math.sqrt(2.0 * cost_s * mtbf_s), cost_s / share)
+
+
+def estimate_s(nbytes: int, nbytes_s: float = WRITE_NBYTES_S) -> float:
+    """Seconds that it takes to write so many bytes, of all ranks."""
+    return FIXED_S + nbytes / max(1.0, nbytes_s)
+
+
+@dataclass
+class Pace:
+    """The rule, and what was measured so far.
+
+    Parameters
+    ----------
+    mtbf_s : float
+        Mean time between two failures of the job.
+    every_s : float or None
+        A fixed interval in place of the rule; 0: no checkpoint is ever due.
+
+    Attributes
+    ----------
+    cost_s : float or None
+        What a checkpoint costs: mean of the measurements, the newest of which weigh most; None before the first.
+    """
+
+    mtbf_s: float = MTBF_S
+    every_s: float | None = None
+    cost_s: float | None = None
+
+    @property
+    def off(self) -> bool:
+        """Whether only a notice, or the user, brings a checkpoint about."""
+        return self.every_s == 0
+
+    def measured(self, seconds: float) -> None:
+        """A checkpoint cost so many seconds."""
+        self.cost_s = seconds if self.cost_s is None else WEIGHT * seconds + (1 - WEIGHT) * self.cost_s
+
+    def interval_s(self, nbytes: int) -> float:
+        """Seconds from one checkpoint to the next, where `nbytes` bytes of all ranks have not been written yet."""
+        if self.every_s is not None:
+            return self.every_s if self.every_s > 0 else math.inf
+        return interval_s(estimate_s(nbytes) if self.cost_s is None else self.cost_s, self.mtbf_s)
+
+    def due(self, since_s: float, nbytes: int) -> bool:
+        """Whether a checkpoint is due `since_s` seconds after the last one, or after the beginning."""
+        return since_s >= self.interval_s(nbytes)
+
+    def due_at_boundary(self, since_s: float, nbytes: int) -> bool:
+        """The same where a stage or an action has just ended, and its parts need not be kept apart: half the interval is enough."""
+        return since_s >= self.interval_s(nbytes) / 2
