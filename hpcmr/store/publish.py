@@ -115,7 +115,7 @@ def publish(folder: Path, schema: Schema, shard_infos: Sequence[ShardInfo], prov
 def _rename(staging: Path, info: ShardInfo, number: int) -> Shard:
     name = paths.part_name(number)
     with files.storing(staging / info["file"], "rename"):
-        os.rename(staging / info["file"], staging / name)
+        files.rename(staging / info["file"], staging / name)
     arrays = tuple((str(a), int(b), int(c), str(d)) for a, b, c, d in info["arrays"])
     return Shard(name, info["rows"], info["nbytes"], info["digest"], info["frame"], arrays)
 
@@ -126,14 +126,14 @@ def _appear(staging: Path, folder: Path, attempt: str, replace: bool) -> None:
     if moved:
         check_output(folder)
         with files.storing(folder, "set aside"):
-            os.rename(folder, aside)
+            files.rename(folder, aside)
     try:
         with files.storing(folder, "publish"):
-            os.rename(staging, folder)
+            files.rename(staging, folder)
     except HpcmrError as error:
         if moved:
             with files.storing(folder, "put back", safe=f"the earlier output is whole, and lies at {str(aside)!r}"):
-                os.rename(aside, folder)
+                files.rename(aside, folder)
         cause = error.__cause__
         if isinstance(cause, OSError) and cause.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
             check_free(folder)

@@ -225,7 +225,7 @@ class ShardWriter:
             files.write_at(self._fd, [raw], offset, self._temporary)
             frame.update(raw)
         with files.storing(self._temporary):
-            os.ftruncate(self._fd, layout.nbytes)
+            files.truncate(self._fd, layout.nbytes)
         by_name = {r.spec.name: r for r in present}
         arrays = [[name, offset, nbytes, by_name[name].digest.hexdigest()] for name, (offset, nbytes) in layout.places.items()]
         return {"rows": self.rows, "nbytes": layout.nbytes, "frame": frame.hexdigest(), "arrays": arrays,
@@ -238,7 +238,7 @@ class ShardWriter:
         finally:
             self._close()
         with files.storing(self.path):
-            os.rename(self._temporary, self.path)
+            files.rename(self._temporary, self.path)
 
     def _close(self) -> None:
         fd, self._fd = self._fd, -1

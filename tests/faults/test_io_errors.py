@@ -1,0 +1,106 @@
+"""Storage fails at every place where something is written, in every way: a named error, what was there is whole, and again it works."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from hpcmr.errors import HpcmrError, StorageError
+from hpcmr.store import files
+from tests.faults.jobs import content, write
+from tests.support.io_errors import ERRORS, FULL, PASSING, REMOVING, SHORT, Failing, Fault, faults, sites_of
+
+CASES: Counter[str] = Counter()
+
+
+@dataclass(frozen=True)
+class Work:
+    """`before` makes what is there already, `work` (of an attempt) is what fails, `state` tells what is found: 2 what it made."""
+
+    before: Callable[[Path], None]
+    work: Callable[[Path, str], None]
+    state: Callable[[Path], int]
+    leftovers: Callable[[Path], list[str]]
+
+
+def temporary(folder: Path) -> list[str]:
+    """Files and folders that are nobody's any more."""
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.name.endswith((".tmp", ".old")))
+
+
+def output(folder: Path) -> int:
+    """Which output is there; an earlier one may also lie where the message says it does."""
+    aside = [p for p in folder.glob(".out.*.old") if (p / "manifest.json").exists()]
+    return content(folder / "out") or sum(map(content, aside))
+
+
+WORKS = {
+    "output": Work(lambda folder: None, lambda folder, attempt: write(folder / "out", 2, attempt), output, temporary),
+    "replaced output": Work(lambda folder: write(folder / "out", 1), lambda folder, attempt: write(folder / "out", 2, attempt, replace=True),
+                            output, temporary),
+}
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tries follow one another at once, and the disk is not waited for."""
+    monkeypatch.setattr(files, "PAUSES_S", (0.0,) * len(files.PAUSES_S))
+    monkeypatch.setattr(os, "fsync", lambda fd: None)
+
+
+def failed(work: Work, folder: Path, fault: Fault) -> None:
+    """One case: what is there after the fault, and after a clean try."""
+    watch, before = Failing(folder, fault), work.state(folder)
+    error: HpcmrError | None = None
+    try:
+        with watch:
+            work.work(folder, "first")
+    except HpcmrError as caught:
+        error = caught
+    assert watch.happened, "the call was not made this time"
+    found = work.state(folder)
+    if (fault.error in PASSING and not fault.lasting) or fault.error == SHORT or error is None:
+        assert error is None, f"not tried again: {error}"
+        assert found == 2, "no error, and no result"
+    else:
+        assert isinstance(error, StorageError), f"{type(error).__name__}: {error}"
+        assert str(folder) in str(error) and fault.error in str(error) and ";" in str(error), f"the error does not say where, or what: {error}"
+        assert found in (before, 2), "what was there is gone"
+    # What cannot be removed while nothing can be removed is left to the next start.
+    clean = fault.site[0] not in REMOVING and (not fault.lasting or (fault.error in FULL and fault.site[0] != "rename"))
+    assert not clean or work.leftovers(folder) == []
+    if found != 2:
+        work.work(folder, "second")
+        assert work.state(folder) == 2
+        assert not clean or work.leftovers(folder) == []
+
+
+@pytest.mark.parametrize("error", ERRORS)
+@pytest.mark.parametrize("name", WORKS)
+def test_every_call_fails(name: str, error: str, tmp_path: Path) -> None:
+    work, before = WORKS[name], tmp_path / "before"
+    before.mkdir()
+    work.before(before)
+    folder = tmp_path / "work"
+    shutil.copytree(before, folder)
+    sites = sites_of(folder, lambda: work.work(folder, "first"))
+    wrong = []
+    for fault in faults(sites, [error]):
+        shutil.rmtree(folder)
+        shutil.copytree(before, folder)
+        try:
+            failed(work, folder, fault)
+        except Exception as problem:
+            wrong.append(f"{fault}: {type(problem).__name__}: {problem}")
+        CASES[name] += 1
+    assert not wrong, f"{len(wrong)} of {CASES[name]}:\n" + "\n".join(wrong)
+
+
+def test_there_are_enough() -> None:
+    print(dict(CASES))
