@@ -123,6 +123,11 @@ def library_family(library: str) -> str:
     return "unknown"
 
 
+# What Open MPI needs for ranks to survive deaths. The list of collective components on a command line takes the place of the preset's, so that
+# hcoll and portals4 are left out here again; han goes on as if nothing had happened, cuda waits for ever.
+FT_FLAGS = ("--with-ft", "ulfm", "--mca", "coll", "^han,cuda,hcoll,portals4")
+
+
 # -- starting ranks ----------------------------------------------------------------------------------------------------
 
 _PROBE = """

@@ -61,7 +61,7 @@ class Tick:
         self._mine[:] = status
         self.in_flight = True
         if isinstance(self.world, MpiWorld):
-            self._request = self.world.comm.Iallgather(self._mine, self._all)
+            self._request = self.world.posted(lambda comm: comm.Iallgather(self._mine, self._all), "tick")
         else:
             self._all[0] = self._mine
 

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from hpcmr.comm.blocks import displs_of, fragments, partners
 from hpcmr.comm.waiting import Backoff
 from hpcmr.comm.world import MpiWorld, World
-from hpcmr.errors import ConservationError
+from hpcmr.errors import ConservationError, RankDied
 
 Bytes = NDArray[np.uint8]
 TAG = 31000
@@ -119,12 +119,14 @@ class _Window:
     def post(self, requests: list[Any], live: list[_Message]) -> None:
         while self.next is not None and self.count < REQUESTS_MAX and (self.count == 0 or self.nbytes + len(self.next.data) <= self.limit_nbytes):
             m = self.next
-            call = self.world.comm.Isend if m.outgoing else self.world.comm.Irecv
-            requests.append(call(m.data, m.peer, TAG))
+            requests.append(self._posted(m))
             live.append(m)
             self.nbytes += len(m.data)
             self.count += 1
             self.next = next(self.todo, None)
+
+    def _posted(self, m: _Message) -> Any:
+        return self.world.posted(lambda comm: (comm.Isend if m.outgoing else comm.Irecv)(m.data, m.peer, TAG), "exchange")
 
     def done(self, m: _Message) -> None:
         self.nbytes -= len(m.data)
@@ -177,8 +179,12 @@ def _between_ranks(world: MpiWorld, streams: list[Stream], round_nbytes: int, st
     received = sent = 0
     pause = Backoff(sleep_max_s=SLEEP_MAX_S)
     while True:       # every rank leaves when its own messages are through; the plan made both sides of each one agree
-        receiving.post(requests, live)
-        sending.post(requests, live)
+        try:
+            receiving.post(requests, live)
+            sending.post(requests, live)
+        except RankDied:
+            world.forsake(requests)
+            raise
         if not requests:
             break
         finished = world.testsome(requests, what)

@@ -7,6 +7,8 @@ called, no hook and no signal handler is installed. Without a launcher the world
 ::
 
     user's communicator --attribute--> World --owns--> comm (duplicate), node communicator
+
+On the command line a `Watch` (`hpcmr.comm.recovery`) may be set on a world: its waits then end with `RankDied` when a rank has died.
 """
 
 from __future__ import annotations
@@ -27,10 +29,12 @@ from numpy.typing import NDArray
 from hpcmr.comm import launcher
 from hpcmr.comm.collective import collective, pack_error, place_error, strict, to_shared
 from hpcmr.comm.waiting import Backoff
-from hpcmr.errors import HpcmrError, Refused
+from hpcmr.errors import HpcmrError, RankDied, Refused
 
 if TYPE_CHECKING:
     from mpi4py import MPI
+
+    from hpcmr.comm.recovery import Watch
 
 T = TypeVar("T")
 WINDOW_NBYTES = 16 << 20     # memory that the ranks of a node share where they send through their leader
@@ -40,6 +44,7 @@ HERE_GRACE_S = 3.0           # how long ranks that gave up waiting collect the n
 
 _keyval: int | None = None   # attribute under which a user's communicator holds its World
 _serial: World | None = None
+_instead: World | None = None  # after deaths: the ranks of the launcher that live
 
 
 def mpi_module() -> ModuleType:
@@ -99,9 +104,12 @@ class World:
         Rank and number of ranks on this node, and number of nodes.
     node : str
         Host name.
+    watch : hpcmr.comm.recovery.Watch or None
+        Where the ranks are to survive deaths.
     """
 
     comm: MPI.Comm | None = None
+    watch: Watch | None = None
     rank = 0
     size = 1
     node_rank = 0
@@ -135,6 +143,8 @@ class World:
             if launcher.started() is None and not _mpi_has_many():
                 _serial = _serial or World()
                 return _serial
+            if _instead is not None:
+                return _instead
             check_launcher()
             comm = mpi_module().COMM_WORLD
         return _world_on(comm)
@@ -261,6 +271,10 @@ class MpiWorld(World):
         For tests: a number that ranks of one pretended node have in common; they must be able to share memory. None: nodes as they are.
     leaders : bool, optional
         Whether exchanges go through node leaders; None: by the rule of `hpcmr.comm.leaders.worth_leaders`.
+    adopt : bool
+        Work on `users` itself: it is nobody else's.
+    watch : callable, optional
+        Makes the `Watch` of this world, which it is given; called before anything is waited for.
 
     Attributes
     ----------
@@ -270,21 +284,24 @@ class MpiWorld(World):
 
     comm: MPI.Comm
 
-    def __init__(self, users: MPI.Comm, *, node: int | None = None, leaders: bool | None = None) -> None:
+    def __init__(self, users: MPI.Comm, *, node: int | None = None, leaders: bool | None = None, adopt: bool = False,
+                 watch: Callable[[MpiWorld], Watch] | None = None) -> None:
         super().__init__()
         self.leaders = leaders
         self._window: Any = None
         self._shared = np.zeros(0, np.uint8)
         self._mpi = mpi_module()
-        self.comm = users.Dup()
+        self.comm = users if adopt else users.Dup()
         self.comm.Set_errhandler(self._mpi.ERRORS_RETURN)
+        self.node_comm: Any = self._mpi.COMM_NULL
+        self.watch = None if watch is None else watch(self)
         self.rank, self.size = self.comm.Get_rank(), self.comm.Get_size()
-        self._node_comm = (self.comm.Split_type(self._mpi.COMM_TYPE_SHARED, key=self.rank) if node is None
+        self.node_comm = (self.comm.Split_type(self._mpi.COMM_TYPE_SHARED, key=self.rank) if node is None
                            else self.comm.Split(node, self.rank))
-        self._node_comm.Set_errhandler(self._mpi.ERRORS_RETURN)
-        self.node_rank, self.node_size = self._node_comm.Get_rank(), self._node_comm.Get_size()
+        self.node_comm.Set_errhandler(self._mpi.ERRORS_RETURN)
+        self.node_rank, self.node_size = self.node_comm.Get_rank(), self.node_comm.Get_size()
         first = np.array([self.rank], np.int64)
-        self.wait(self._node_comm.Ibcast(first, 0), "number the nodes")
+        self.wait(self.node_comm.Ibcast(first, 0), "number the nodes")
         leader = np.zeros(self.size, np.int64)
         self.wait(self.comm.Iallgather(first, leader), "number the nodes")
         lowest, self.node_of = np.unique(leader, return_inverse=True)
@@ -301,7 +318,7 @@ class MpiWorld(World):
             self._window.Unlock_all()
             self._window.Free()
             self._window = None
-        for comm in (self._node_comm, self.comm):
+        for comm in (self.node_comm, self.comm) if self.watch is None else ():       # freeing waits for ranks that may be dead
             if comm != self._mpi.COMM_NULL:
                 comm.Free()
 
@@ -318,22 +335,50 @@ class MpiWorld(World):
         pause: Backoff | None = None
         try:
             while not request.Test():
+                if self.watch is not None:
+                    self.watch.look()
                 pause = pause or Backoff(limit_s)
                 if not pause.pause():
                     raise self.stalled(what)
         except self._mpi.Exception as e:
+            self.forsake([request])
             raise self.mpi_error(e, what) from e
+        except RankDied:
+            self.forsake([request])
+            raise
+
+    def posted(self, call: Callable[[MPI.Comm], MPI.Request], what: str) -> MPI.Request:
+        """The request of a nonblocking call on our communicator, whose errors are ours."""
+        try:
+            return call(self.comm)
+        except self._mpi.Exception as e:
+            raise self.mpi_error(e, what) from e
+
+    def forsake(self, requests: Sequence[Any]) -> None:
+        """Nobody will wait for these any more: keep the memory that they write to until they are through."""
+        if self.watch is not None:
+            self.watch.lost.extend(requests)
 
     def testsome(self, requests: Sequence[MPI.Request], what: str) -> list[tuple[int, int]]:
         """Index of each request that has completed by now, and the bytes that its message had (for a receive)."""
         statuses: list[MPI.Status] = []
         try:
             done = self._mpi.Request.Testsome(requests, statuses) or []
+            if self.watch is not None and not done:
+                self.watch.look()
             return [(i, s.Get_count(self._mpi.BYTE)) for i, s in zip(done, statuses, strict=False)]
         except self._mpi.Exception as e:
+            self.forsake(requests)
             raise self.mpi_error(e, what) from e
+        except RankDied:
+            self.forsake(requests)
+            raise
 
     def mpi_error(self, error: BaseException, what: str) -> HpcmrError:
+        """What an error of MPI means: any may be the first sign of a death."""
+        died = self.watch.suspect() if self.watch is not None else None
+        if died is not None:
+            return died
         return HpcmrError(f"MPI failed on rank {self.rank} ({self.node}) in {what}: {error}", rank=self.rank)
 
     def stalled(self, what: str) -> HpcmrError:
@@ -449,7 +494,7 @@ class MpiWorld(World):
         """Memory that the ranks of this node share: ``(WINDOW_NBYTES,) uint8``, made at the first call. Collective on the node."""
         if self._window is None:
             mine = WINDOW_NBYTES if self.node_rank == 0 else 0
-            window = self._mpi.Win.Allocate_shared(mine, 1, self._mpi.INFO_NULL, self._node_comm)
+            window = self._mpi.Win.Allocate_shared(mine, 1, self._mpi.INFO_NULL, self.node_comm)
             window.Set_errhandler(self._mpi.ERRORS_RETURN)
             window.Lock_all(self._mpi.MODE_NOCHECK)
             memory, _ = window.Shared_query(0)
@@ -473,13 +518,13 @@ class MpiWorld(World):
     def node_sync(self, what: str) -> None:
         """Wait for the ranks of this node; what they wrote to the window before can be read after. Collective on the node."""
         self._window.Sync()
-        self.wait(self._node_comm.Ibarrier(), what)
+        self.wait(self.node_comm.Ibarrier(), what)
         self._window.Sync()
 
     def node_allgather(self, array: NDArray[np.int64]) -> NDArray[np.int64]:
         """Arrays of equal shape of all ranks of this node: ``(node_size, *shape) int64``. Collective on the node."""
         out = np.empty((self.node_size, *array.shape), np.int64)
-        self.wait(self._node_comm.Iallgather(np.ascontiguousarray(array), out), "allgather on a node")
+        self.wait(self.node_comm.Iallgather(np.ascontiguousarray(array), out), "allgather on a node")
         return out
 
     # -- errors ----------------------------------------------------------------------------------------------------
@@ -487,6 +532,8 @@ class MpiWorld(World):
     @collective
     def agree(self, error: BaseException | None, what: str = "", limit_s: float | None = None) -> None:
         """Return if no rank has an error; else raise the same one on all ranks (see `World.agree`)."""
+        if isinstance(error, RankDied):
+            raise error        # every other rank comes to hear of that by itself
         step = what or "agree"
         mine = np.array([self.size if error is None else self.rank], np.int64)
         first = int(self._allreduce(mine, "min", step, limit_s)[0])
@@ -509,7 +556,7 @@ class MpiWorld(World):
                 if self.node_rank == 0:
                     fn()
             finally:
-                self.wait(self._node_comm.Ibarrier(), name)
+                self.wait(self.node_comm.Ibarrier(), name)
             if self.node_rank != 0:
                 fn()
 
@@ -537,6 +584,12 @@ def _mpi_has_many() -> bool:
     """Whether a program that runs MPI without any launcher variable that we know has more than one rank."""
     MPI = sys.modules.get("mpi4py.MPI")
     return MPI is not None and MPI.Is_initialized() and not MPI.Is_finalized() and MPI.COMM_WORLD.Get_size() > 1
+
+
+def replace_world(world: World) -> None:
+    """From here on `world` stands for the ranks of the launcher: the others have died."""
+    global _instead
+    _instead = world
 
 
 def _world_on(comm: MPI.Comm) -> World:
@@ -572,4 +625,4 @@ def _cause(error: BaseException | None) -> BaseException | None:
     return None if error is None or isinstance(error, HpcmrError) else error
 
 
-__all__ = ["MpiWorld", "World", "check_launcher", "mpi_module", "strict"]
+__all__ = ["MpiWorld", "World", "check_launcher", "mpi_module", "replace_world", "strict"]
