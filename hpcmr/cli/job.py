@@ -95,7 +95,9 @@ def run(args: argparse.Namespace) -> int:
     # NumPy asks for huge pages, and the kernel then makes room for them while we wait: small pages made W2a 20 % faster.
     os.environ.setdefault("NUMPY_MADVISE_HUGEPAGE", "0")
     from hpcmr.comm.world import World
+    from hpcmr.io.hdf5_guard import turn_on
 
+    turn_on()
     world = World.of()
     _speak(args, world.rank)
     try:

@@ -6,7 +6,8 @@ again for each batch. Contiguous data sets are read with plain file calls, witho
     survey (rank 0)   files -> Layout of each -> splits (layout, first row, last row)
     read (any rank)   split -> fill buffers, many rows at a time, across small files -> Batch
 
-What is found in a file is in `hdf5_survey`, links and virtual data sets in `hdf5_links` and `hdf5_nodes`, reading in `hdf5_read`.
+What is found in a file is in `hdf5_survey`, in a process of its own if `hdf5_guard` is on; links and virtual data sets in `hdf5_links` and
+`hdf5_nodes`, reading in `hdf5_read`.
 """
 
 from __future__ import annotations
@@ -110,26 +111,17 @@ class Hdf5Source:
         -----
         Collective: no, rank 0 only. Cost: opens each file once and reads its headers.
         """
-        from hpcmr.io.hdf5_links import Links
-        from hpcmr.io.hdf5_survey import agreed, survey_file
+        from hpcmr.io.hdf5_guard import survey_files
 
         _check_not_ours(self.paths)
-        links, layouts, merged, first = Links(self.follow), [], None, ""
-        try:
-            for info in find_files(self.paths, "hdf5"):
-                try:
-                    found = survey_file(links, info, self.group, self.columns, self.attrs)
-                except (OSError, RuntimeError, KeyError, ValueError) as error:       # what h5py makes of HDF5's errors
-                    raise InputError(f"{info.path!r} is damaged or truncated, HDF5 cannot read its headers: {error}; "
-                                     "copy or write it again") from error
-                links.trim()
-                layouts.append(found.layout)
-                if merged is None:
-                    merged, first = found.fields, info.path
-                else:
-                    merged = agreed((first, merged), (info.path, found.fields))
-        finally:
-            links.close()
+        layouts, merged, first = [], None, ""
+        infos = find_files(self.paths, "hdf5")
+        for info, found in zip(infos, survey_files(infos, self.group, self.columns, self.attrs, self.follow), strict=True):
+            layouts.append(found.layout)
+            if merged is None:
+                merged, first = found.fields, info.path
+            else:
+                merged = agreed((first, merged), (info.path, found.fields))
         assert merged is not None
         data = [f for f in merged if f.name not in self.attrs]
         fields = [*data, *([Field(self.file, TEXT)] if self.file else []), *([Field(self.row, INT64)] if self.row else []),
@@ -304,3 +296,23 @@ def _check_not_ours(paths: Sequence[PathLike]) -> None:
             with open(manifest, "rb") as file:
                 if b"hpcmr-table" in file.read(4096):
                     raise InputError(f"{os.fsdecode(path)!r} is a result of hpcmr; open it with hpcmr.open(path).to_table()")
+
+
+def agreed(first: tuple[str, tuple[Field, ...]], other: tuple[str, tuple[Field, ...]]) -> tuple[Field, ...]:
+    """Fields of two files as one: the same names and types, and the attributes on which both agree. Raises `InputError` naming both files."""
+    ours, theirs = Schema(first[1]), Schema(other[1])
+    both = f"{first[0]!r} and {other[0]!r} do not have the same columns: "
+    advice = "; read them apart, or name columns that agree with columns=[...]"
+    for schema, where, against in ((ours, first[0], theirs), (theirs, other[0], ours)):
+        alone = [n for n in schema.names if n not in against]
+        if alone:
+            raise InputError(f"{both}{', '.join(map(repr, alone))} {'is' if len(alone) == 1 else 'are'} only in {where!r}{advice}")
+    merged = []
+    for field in ours:
+        match = theirs[field.name]
+        if match.type != field.type:
+            raise InputError(f"{both}{field.name!r} is {field.type} in {first[0]!r} and {match.type} in {other[0]!r}{advice}")
+        same = dict(match.attrs)
+        merged.append(field if field.attrs == match.attrs else
+                      Field(field.name, field.type, tuple((k, v) for k, v in field.attrs if k in same and same[k] == v)))
+    return tuple(merged)

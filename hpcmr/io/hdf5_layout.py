@@ -18,11 +18,13 @@ loads it.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from hpcmr.data.schema import BYTES, TEXT, ColumnType
+from hpcmr.data.schema import BYTES, TEXT, ColumnType, Field
 
 STRING_NBYTES = 32
 """What a string of variable length is taken to hold where the file does not tell."""
@@ -75,7 +77,7 @@ class Form(NamedTuple):
         """Bytes of a row, estimated for what is of variable width."""
         if self.is_object:
             return 16 + self.string_nbytes
-        return np.dtype(self.dtype).itemsize * int(np.prod(self.shape, dtype=np.int64))
+        return np.dtype(self.dtype).itemsize * math.prod(self.shape)
 
 
 Fields = tuple[tuple[str, Form], ...]
@@ -124,7 +126,10 @@ class Raw(NamedTuple):
 
 
 class Stored(NamedTuple):
-    """A data set that HDF5 reads. `memory` is the form of its values, or the fields wanted of a compound one."""
+    """A data set that HDF5 reads. `memory` is the form of its values, or the fields wanted of a compound one.
+
+    `may_grow`: compressed, or of variable width; nothing in the headers tells how much memory reading it takes.
+    """
 
     file: FileRef
     name: str
@@ -132,6 +137,7 @@ class Stored(NamedTuple):
     plugin: bool
     chunk_rows: int
     cache_nbytes: int
+    may_grow: bool = False
 
 
 class Mapping(NamedTuple):
@@ -164,6 +170,15 @@ class Virtual(NamedTuple):
 Node = Raw | Stored | Virtual
 
 
+def files_of(node: Node) -> Iterator[FileRef]:
+    """The files that a node's rows come from, one perhaps several times."""
+    if isinstance(node, Virtual):
+        for mapping in node.mappings:
+            yield from files_of(mapping.source)
+    else:
+        yield node.file
+
+
 class DataSet(NamedTuple):
     """A data set and the columns that come out of it; `record` is the type that a compound one is read as."""
 
@@ -188,6 +203,14 @@ class Layout(NamedTuple):
         return max(1, sum(form.row_nbytes for s in self.sets for _, form in s.fields))
 
     @property
+    def stored_nbytes(self) -> int:
+        """Bytes of all files that the rows come from."""
+        files = {self.path: 0}
+        for s in self.sets:
+            files.update((f.path, f.nbytes) for f in files_of(s.node))
+        return sum(files.values())
+
+    @property
     def chunk_rows(self) -> int:
         """Rows of the largest chunks, 1 where nothing is chunked."""
         return max((s.node.chunk_rows for s in self.sets if isinstance(s.node, Stored)), default=1)
@@ -196,3 +219,10 @@ class Layout(NamedTuple):
         """What is needed to read rows `start` to ``stop - 1``; this layout itself where that is all of it."""
         sets = tuple(s.between(start, stop) for s in self.sets)
         return self if all(a is b for a, b in zip(sets, self.sets, strict=True)) else self._replace(sets=sets)
+
+
+class Surveyed(NamedTuple):
+    """What was found in one file: its layout, and its fields (with attributes)."""
+
+    layout: Layout
+    fields: tuple[Field, ...]

@@ -90,9 +90,20 @@ class Links:
             self._open.pop(next(iter(self._open))).file.close()
 
     def beside(self, opened: Opened, name: str, why: str) -> Opened:
-        """The file that `opened` calls `name`; `why` says where, for messages. Raises `InputError`."""
-        if name in ("", "."):
-            return opened
+        """The file that `opened` calls `name`, open; `why` says where, for messages. Raises `InputError`."""
+        return opened if name in ("", ".") else self.open(self.locate(opened, name, why))
+
+    def locate(self, opened: Opened, name: str, why: str) -> str:
+        """Path of the file that `opened` calls `name`: there, and where it may lie. Raises `InputError`."""
+        first, found = self._allowed(opened, name, why)
+        if not found:
+            raise InputError(f"{why} leads to {first!r}, and there is no such file; put it there, its rows would be missing")
+        return first
+
+    def _allowed(self, opened: Opened, name: str, why: str) -> tuple[str, bool]:
+        """Where `name` leads to, and whether there is a regular file; `InputError` if it leads outside."""
+        if "\0" in name:
+            raise InputError(f"{why} leads to {name!r}, which is no name of a file")
         tried = [os.path.join(opened.folder, name)]
         named_folder = os.path.dirname(os.path.abspath(opened.path))
         if named_folder != opened.folder:
@@ -105,9 +116,7 @@ class Links:
         if not any(_is_below(os.path.realpath(first), folder) for folder in allowed):
             raise InputError(f"{why} leads to {first!r}, outside the folder {opened.folder!r}; "
                              f"if that is meant, allow it with follow=[{os.path.dirname(os.path.realpath(first))!r}]")
-        if found is None:
-            raise InputError(f"{why} leads to {first!r}, and there is no such file; put it there, its rows would be missing")
-        return self.open(found)
+        return first, found is not None
 
     def find(self, opened: Opened, path: str, depth: int = 0) -> Place:
         """The object that `path`, from the root of the file, stands for. Raises `Missing`, and `InputError` for links that lead nowhere."""
@@ -130,6 +139,7 @@ class Links:
             kind = at.id.links.get_info(part).type
             if kind == h5l.TYPE_HARD:
                 at = Place(at.opened, h5o.open(at.id, part), shown)
+                self._check_sources(at)
                 continue
             if kind not in (h5l.TYPE_SOFT, h5l.TYPE_EXTERNAL):
                 raise InputError(f"{shown!r} of {at.opened.path!r} is a link of a kind that hpcmr does not follow")
@@ -139,6 +149,15 @@ class Links:
                 raise InputError(f"{link} is one of more than {LINKS_MAX} links that lead to one another, perhaps in a circle")
             at = self._follow(at, part, kind, link, depth)
         return at
+
+    def _check_sources(self, place: Place) -> None:
+        """HDF5 opens the sources of a virtual data set without end when it is asked for its shape: they may lie nowhere else either."""
+        if not is_virtual(place.id):
+            return
+        plist = place.id.get_create_plist()
+        names = {os.fsdecode(plist.get_virtual_filename(i)) for i in range(plist.get_virtual_count())}
+        for name in sorted(names - {"", "."}):
+            self._allowed(place.opened, numbered(name, 0), f"the virtual data set {place}")
 
     def _follow(self, at: Place, part: bytes, kind: int, link: str, depth: int) -> Place:
         value = at.id.links.get_val(part)
@@ -152,6 +171,15 @@ class Links:
             return self._walk(start, deque(_parts(value)), depth)
         except Missing as error:
             raise InputError(f"{link} leads to {str(error)!r}, which is not in {opened.path!r}; its rows would be missing") from None
+
+
+def is_virtual(item: Any) -> bool:
+    return isinstance(item, h5d.DatasetID) and bool(item.get_create_plist().get_layout() == h5d.VIRTUAL)
+
+
+def numbered(pattern: str, block: int) -> str:
+    """The name that a virtual data set means for its block of this number: ``%b`` stands for it, ``%%`` for a percent sign."""
+    return re.sub(r"%[%b]", lambda m: "%" if m[0] == "%%" else str(block), pattern)
 
 
 def _parts(path: bytes) -> list[bytes]:
@@ -199,7 +227,7 @@ def _has_late_signature(plain: Any, size: int) -> bool:
 
 
 def data_sets(opened: Opened) -> Iterator[tuple[str, tuple[int, ...] | None]]:
-    """Paths and shapes of the data sets of a file, without following a link to another place."""
+    """Paths and shapes (None: virtual) of the data sets of a file, without following a link to another place."""
     waiting = [("", opened.file["/"].id)]
     seen = 0
     while waiting:
@@ -215,13 +243,13 @@ def data_sets(opened: Opened) -> Iterator[tuple[str, tuple[int, ...] | None]]:
             if isinstance(item, h5g.GroupID) and base.count("/") < 20:
                 waiting.append((path, item))
             elif isinstance(item, h5d.DatasetID):
-                yield path, item.shape
+                yield path, (None if is_virtual(item) else item.shape or ())
 
 
 def not_found(opened: Opened, path: str) -> InputError:
     """What to say where there is no `path`: the data sets that there are, and the nearest name."""
     found = list(data_sets(opened))
-    shown = [f"{p} {'x'.join(map(str, s)) if s else '(no rows)'}" for p, s in found[:LISTED_MAX]]
+    shown = [f"{p} {'(virtual)' if s is None else 'x'.join(map(str, s)) or '(no rows)'}" for p, s in found[:LISTED_MAX]]
     more = f" and {len(found) - LISTED_MAX:,} more" if len(found) > LISTED_MAX else ""
     groups = {p.rpartition("/")[0] or "/" for p, _ in found}
     names = {p.lower(): p for p in [*(p for p, _ in found), *sorted(groups)]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from types import ModuleType
@@ -10,34 +11,48 @@ import numpy as np
 from h5py import h5d, h5p, h5s, h5t, h5z
 
 from hpcmr.errors import InputError
-from hpcmr.io.hdf5_layout import Axis, DataSet, Fields, Form, Mapping, Node, Raw, Stored, Virtual
-from hpcmr.io.hdf5_links import LINKS_MAX, Links, Missing, Opened, Place
+from hpcmr.io.hdf5_layout import Axis, DataSet, Fields, FileRef, Form, Mapping, Node, Raw, Stored, Virtual
+from hpcmr.io.hdf5_links import LINKS_MAX, Links, Missing, Opened, Place, numbered
 from hpcmr.io.hdf5_types import Unsupported, fields_of, file_order, form_of, is_record, packed_record, raw_record
 
 BUILT_IN_FILTERS = {h5z.FILTER_DEFLATE, h5z.FILTER_SHUFFLE, h5z.FILTER_FLETCHER32, h5z.FILTER_SZIP, h5z.FILTER_NBIT, h5z.FILTER_SCALEOFFSET,
                     h5z.FILTER_LZF}
 CACHE_NBYTES = 8 << 20
 """Chunk cache of a data set, unless one row of chunks needs more."""
+CACHE_NBYTES_MAX = 512 << 20
+CHUNK_NBYTES_MAX = 1 << 30
+"""HDF5 holds a whole chunk in memory, on each rank that reads from it."""
+ROW_NBYTES_MAX = 1 << 30
+"""A batch holds one row at least."""
 
 
 def data_set(links: Links, place: Place, fields: Fields, record: bool) -> DataSet:
     """How to read these fields of a compound data set, or the one column of another."""
     tid = place.id.get_type()
     memory = fields if record else fields[0][1]
+    _check_row(place, fields)
     node = node_of(links, place, memory, 0)
     if not record:
         return DataSet(node, fields)
+    if place.id.get_create_plist().get_external_count():
+        return DataSet(node, fields, raw_record(tid, fields))
     raw = _raw(place, tid.get_size(), False) if not isinstance(node, Virtual) and _is_plain(place) else None
     lying = raw_record(tid, fields) if raw is not None else None
     return DataSet(raw, fields, lying) if raw is not None and lying is not None else DataSet(node, fields, packed_record(fields))
+
+
+def _check_row(place: Place, fields: Fields) -> None:
+    nbytes = sum(form.row_nbytes for _, form in fields)
+    if nbytes > ROW_NBYTES_MAX:
+        raise InputError(f"the data set {place} has rows of {nbytes:,} bytes, its shape is {place.id.shape}; a row is held in memory and may have "
+                         f"{ROW_NBYTES_MAX:,}: rows run along the first axis, store the data set with another axis first")
 
 
 def node_of(links: Links, place: Place, memory: Form | Fields, depth: int, whole_rows: bool = True) -> Node:
     """How to read a data set as values of this form; with `whole_rows` only rows of the form's shape will be asked for."""
     plist = place.id.get_create_plist()
     if plist.get_external_count():
-        raise InputError(f"the data set {place} keeps its values in {os.fsdecode(plist.get_external(0)[0])!r} (external storage), "
-                         "which hpcmr does not read; copy the file with h5repack")
+        return _external(links, place, plist, memory, whole_rows and (depth == 0 or isinstance(memory, Form)))
     if plist.get_layout() == h5d.VIRTUAL:
         return _virtual(links, place, memory, depth)
     plugin = _check_filters(place, plist)
@@ -56,9 +71,15 @@ def _stored(place: Place, memory: Form | Fields, plugin: bool) -> Stored:
     if plist.get_layout() == h5d.CHUNKED:
         chunk = plist.get_chunk()
         chunk_rows = int(chunk[0])
-        across = int(np.prod([-(-n // c) for n, c in zip(place.id.shape[1:], chunk[1:], strict=True)], dtype=np.int64))
-        cache = max(CACHE_NBYTES, 2 * across * int(np.prod(chunk, dtype=np.int64)) * place.id.get_type().get_size())
-    return Stored(place.opened.ref, place.name, memory, plugin, chunk_rows, cache)
+        across = math.prod(-(-n // c) for n, c in zip(place.id.shape[1:], chunk[1:], strict=True))
+        nbytes = math.prod(int(n) for n in chunk) * int(place.id.get_type().get_size())
+        if nbytes > CHUNK_NBYTES_MAX:
+            raise InputError(f"the data set {place} has chunks of {nbytes:,} bytes, {'x'.join(map(str, chunk))}; each rank holds a whole one in "
+                             f"memory, {CHUNK_NBYTES_MAX:,} is the limit: store it in smaller ones with h5repack -l CHUNK=...")
+        cache = max(CACHE_NBYTES, min(CACHE_NBYTES_MAX, 2 * across * nbytes))
+    forms = [memory] if isinstance(memory, Form) else [form for _, form in memory]
+    may_grow = bool(plist.get_nfilters()) or any(form.is_object for form in forms)
+    return Stored(place.opened.ref, place.name, memory, plugin, chunk_rows, cache, may_grow)
 
 
 def _is_plain(place: Place) -> bool:
@@ -77,14 +98,44 @@ def _raw(place: Place, row_nbytes: int, swap: bool) -> Raw | None:
     return Raw(ref, place.name, int(offset), row_nbytes, swap)
 
 
+def _external(links: Links, place: Place, plist: h5p.PropDCID, memory: Form | Fields, whole_rows: bool) -> Node:
+    """Values that lie in other files as they are, one file behind the other: read with plain file calls, without HDF5."""
+    what = f"the data set {place}, which keeps its values in other files (external storage),"
+    if isinstance(memory, Form):
+        order, row_nbytes = file_order(place.id.get_type(), memory), memory.row_nbytes
+    else:
+        order, row_nbytes = ("=" if raw_record(place.id.get_type(), memory) is not None else None), int(place.id.get_type().get_size())
+    if order is None or not whole_rows or not row_nbytes:
+        raise InputError(f"{what} must be converted or is mapped in part, which hpcmr does not do with such; copy the file with h5repack")
+    rows, found, start = int(place.id.shape[0]), [], 0
+    for i in range(plist.get_external_count()):
+        raw_name, offset, nbytes = plist.get_external(i)
+        path = links.locate(place.opened, os.fsdecode(raw_name), what[:-1])
+        info = os.stat(path)
+        stop = rows if nbytes >= (rows - start) * row_nbytes else start + nbytes // row_nbytes
+        if stop < rows and nbytes % row_nbytes:
+            raise InputError(f"{what} has a row that begins in {path!r} and ends in another file, which hpcmr does not read; "
+                             "copy the file with h5repack")
+        if offset + (stop - start) * row_nbytes > info.st_size:
+            raise InputError(f"{what} wants bytes {offset:,} to {offset + (stop - start) * row_nbytes:,} of {path!r}, which has {info.st_size:,}; "
+                             "rows would be missing")
+        source = Raw(FileRef(path, info.st_size, info.st_mtime_ns), place.name, int(offset), row_nbytes, order == "swapped")
+        found.append(Mapping(Axis.range(start, stop - start), None, source, (Axis.range(0, stop - start),), 0, True))
+        start = stop
+    if start < rows:
+        raise InputError(f"{what} has {rows:,} rows, and room for {start:,} in those files; rows would be missing")
+    return found[0].source if len(found) == 1 else Virtual(place.opened.ref, place.name, tuple(m for m in found if m.rows.size))
+
+
 def _check_filters(place: Place, plist: h5p.PropDCID) -> bool:
     """Whether a plugin is needed to read it. Only filters of HDF5, of h5py and of hdf5plugin are used: a file loads no other code."""
     plugin = False
     for i in range(plist.get_nfilters()):
         number, _, _, name = plist.get_filter(i)
+        # HDF5 looks for a filter that it is asked about in the plugin folders of the environment: it is asked about known ones alone.
         if number in BUILT_IN_FILTERS and h5z.filter_avail(number):
             continue
-        more = _more_filters()
+        more = None if number in BUILT_IN_FILTERS else _more_filters()
         if more is None or number not in more.FILTERS.values() or not h5z.filter_avail(number):
             title = f" ({name.decode('utf-8', 'replace')})" if name else ""
             to_do = ("install it: pip install 'hpcmr[filters]'" if more is None else
@@ -117,7 +168,7 @@ def _virtual(links: Links, place: Place, memory: Form | Fields, depth: int) -> V
             continue
         blocks = [target] if counted is None else _blocks(target, counted)
         for number, axes in enumerate(blocks):
-            source = _source(links, place, _named(names[0], number), _named(names[1], number))
+            source = _source(links, place, numbered(names[0], number), numbered(names[1], number))
             found.append(_mapping(links, place, axes, shape, source, plist.get_virtual_srcspace(i), memory, depth))
         if counted is not None:
             _check_none_left(place, names[0], len(blocks))
@@ -125,10 +176,6 @@ def _virtual(links: Links, place: Place, memory: Form | Fields, depth: int) -> V
     found.sort(key=lambda m: m.rows.start)
     _check_covered(place, shape, found)
     return Virtual(place.opened.ref, place.name, tuple(found))
-
-
-def _named(pattern: str, block: int) -> str:
-    return re.sub(r"%[%b]", lambda m: "%" if m[0] == "%%" else str(block), pattern)
 
 
 def _source(links: Links, place: Place, file: str, name: str) -> Place:
@@ -187,8 +234,9 @@ def _check_none_left(place: Place, pattern: str, count: int) -> None:
     for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else []:
         match = expression.fullmatch(name)
         if match and int(match[1]) >= count:
-            raise InputError(f"the virtual data set {place} ends where {os.path.join(folder, _named(os.path.basename(pattern), count))!r} is missing"
-                             f", though there is {name!r}; put it there, its rows would be missing")
+            missing = os.path.join(folder, numbered(os.path.basename(pattern), count))
+            raise InputError(f"the virtual data set {place} ends where {missing!r} is missing, though there is {name!r}; "
+                             "put it there, its rows would be missing")
 
 
 def _mapping(links: Links, place: Place, target: tuple[Axis, ...], shape: tuple[int, ...], source: Place, space: h5s.SpaceID, memory: Form | Fields,
@@ -199,7 +247,7 @@ def _mapping(links: Links, place: Place, target: tuple[Axis, ...], shape: tuple[
     if chosen is None:
         chosen = tuple(Axis.range(0, 0) for _ in theirs)
     sizes, wanted = [a.size for a in chosen if a.size != 1], [a.size for a in target if a.size != 1]
-    if any(a.stop > n for a, n in zip(chosen, theirs, strict=True)) or np.prod(sizes) < np.prod(wanted):
+    if any(a.stop > n for a, n in zip(chosen, theirs, strict=True)) or math.prod(sizes) < math.prod(wanted):
         raise InputError(f"the virtual data set {place} wants more of {source} than there is, its shape is {theirs}; rows would be missing")
     if sizes != wanted:
         raise InputError(f"the virtual data set {place} maps {source} to another shape, {sizes} to {wanted}, which hpcmr does not follow")
@@ -239,8 +287,8 @@ def _check_covered(place: Place, shape: tuple[int, ...], found: list[Mapping]) -
         if m.rows.start != next_row:
             break
         next_row = m.rows.stop
-    values = sum(m.rows.size * int(np.prod([a.size for a in m.rest] if m.rest is not None else shape[1:], dtype=np.int64)) for m in found)
-    wanted = int(np.prod(shape, dtype=np.int64))
+    values = sum(m.rows.size * math.prod([a.size for a in m.rest] if m.rest is not None else shape[1:]) for m in found)
+    wanted = math.prod(shape)
     if values != wanted or (simple and next_row != shape[0]):
         where = f"row {next_row:,} and others come" if simple else f"{values:,} of {wanted:,} values come"
         raise InputError(f"the virtual data set {place}: {where} from no source, or from two; map each row to one")

@@ -5,6 +5,7 @@ Files stay open from split to split, those that were used longest ago are closed
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import OrderedDict
 from typing import Any
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from hpcmr.data.batch import BytesColumn, Column, FixedColumn, ListColumn
 from hpcmr.errors import DataError
+from hpcmr.io.hdf5_guard import bounded
 from hpcmr.io.hdf5_layout import Axis, FileRef, Form, Mapping, Node, Raw, Stored, Virtual
 
 DESCRIPTORS_MAX = 64
@@ -158,9 +160,11 @@ def _read(handles: Handles, node: Stored, chosen: tuple[Axis, ...], out: Values,
     space = data.get_space()
     space.select_hyperslab(*(tuple(a[i] for a in axes) for i in (0, 2, 1, 3)))
     try:
-        data.read(h5s.create_simple(_outer(node, out)), space, out, kind)
-    except (OSError, RuntimeError, ValueError, TypeError) as error:
-        raise DataError(f"the data set {node.name!r} of {node.file.path!r} cannot be read from row {axes[0].start:,} on: {error}; "
+        with bounded(node.cache_nbytes) if node.may_grow else contextlib.nullcontext():
+            data.read(h5s.create_simple(_outer(node, out)), space, out, kind)
+    except (OSError, RuntimeError, ValueError, TypeError, MemoryError) as error:
+        reason = "it takes more memory than its size lets expect" if isinstance(error, MemoryError) else str(error)
+        raise DataError(f"the data set {node.name!r} of {node.file.path!r} cannot be read from row {axes[0].start:,} on: {reason}; "
                         "the file is damaged, copy or write it again") from None
 
 

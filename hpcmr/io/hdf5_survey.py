@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import h5py
 import numpy as np
 from h5py import h5d, h5l, h5p
 
-from hpcmr.data.schema import TEXT, ColumnType, Field, Schema
+from hpcmr.data.schema import TEXT, ColumnType, Field
 from hpcmr.errors import InputError
 from hpcmr.io.files import FileInfo
-from hpcmr.io.hdf5_layout import STRING_NBYTES, DataSet, Fields, Form, Layout, Raw, Stored
+from hpcmr.io.hdf5_layout import STRING_NBYTES, DataSet, Fields, Form, Layout, Raw, Stored, Surveyed
 from hpcmr.io.hdf5_links import Links, Missing, Opened, Place, not_found
 from hpcmr.io.hdf5_nodes import data_set, unsupported
 from hpcmr.io.hdf5_types import Unsupported, fields_of, form_of, is_record, member_names
@@ -22,13 +23,26 @@ NOT_CARRIED = {"CLASS", "NAME", "REFERENCE_LIST", "DIMENSION_LIST", "DIMENSION_L
 """Attributes that tell how data sets of one file hang together: wrong anywhere else."""
 CARRIED_MAX = 64
 """Values of an attribute that is carried along."""
+DECLARED_NBYTES_MAX = 4 << 30
+DECLARED_MAX = 1000
+"""A file may declare this many bytes of rows, or this many times its own size: gzip makes at most 1,030 bytes of one."""
 
 
-class Surveyed(NamedTuple):
-    """What was found in one file: its layout, and its fields (with attributes)."""
-
-    layout: Layout
-    fields: tuple[Field, ...]
+def survey_files(infos: Sequence[FileInfo], group: str, columns: Sequence[str] | None, attrs: Mapping[str, str],
+                 follow: Sequence[str]) -> Iterator[Surveyed]:
+    """What is in each of some files, one after the other. Raises `InputError`."""
+    links = Links(follow)
+    try:
+        for info in infos:
+            try:
+                found = survey_file(links, info, group, columns, attrs)
+            except (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError) as error:       # what h5py makes of HDF5's errors
+                raise InputError(f"{info.path!r} is damaged or truncated, HDF5 cannot read its headers: {error or type(error).__name__}; "
+                                 "copy or write it again") from error
+            links.trim()
+            yield found
+    finally:
+        links.close()
 
 
 def survey_file(links: Links, info: FileInfo, group: str, columns: Sequence[str] | None, attrs: Mapping[str, str]) -> Surveyed:
@@ -50,7 +64,18 @@ def survey_file(links: Links, info: FileInfo, group: str, columns: Sequence[str]
     by_name = {f.name: f for _, fields, _ in found for f in fields}
     order = list(columns) if columns is not None else list(by_name)
     fields = [by_name[n] for n in order] + [Field(n, _constant_type(v)) for n, v in constants]
-    return Surveyed(Layout(info.path, rows, sets, constants), tuple(fields))
+    layout = Layout(info.path, rows, sets, constants)
+    _check_size(layout)
+    return Surveyed(layout, tuple(fields))
+
+
+def _check_size(layout: Layout) -> None:
+    """What is declared may be any number; what is stored shows whether it can be meant."""
+    declared = layout.rows * layout.row_nbytes
+    if declared > DECLARED_NBYTES_MAX and declared > layout.stored_nbytes * DECLARED_MAX:
+        raise InputError(f"{layout.path!r} declares {layout.rows:,} rows of {layout.row_nbytes:,} bytes, {declared:,} in all, and has "
+                         f"{layout.stored_nbytes:,} bytes: more than {DECLARED_MAX:,} times as much; it is damaged or was made to do harm, or a "
+                         "data set was never written: leave that out by naming the others in columns=[...]")
 
 
 Found = tuple[DataSet, list[Field], int]
@@ -170,6 +195,8 @@ def carried(place: Place) -> tuple[tuple[str, Any], ...]:
         if name in NOT_CARRIED:
             continue
         try:
+            if math.prod(attrs.get_id(name).shape or ()) > CARRIED_MAX:
+                continue
             value = attrs[name]
         except (OSError, TypeError, ValueError, RuntimeError):
             continue
@@ -218,23 +245,3 @@ def _attribute(links: Links, opened: Opened, where: str) -> Any:
 
 def _constant_type(value: Any) -> ColumnType:
     return TEXT if isinstance(value, str) else ColumnType.fixed(value.dtype, value.shape)
-
-
-def agreed(first: tuple[str, tuple[Field, ...]], other: tuple[str, tuple[Field, ...]]) -> tuple[Field, ...]:
-    """Fields of two files as one: the same names and types, and the attributes on which both agree. Raises `InputError` naming both files."""
-    ours, theirs = Schema(first[1]), Schema(other[1])
-    both = f"{first[0]!r} and {other[0]!r} do not have the same columns: "
-    advice = "; read them apart, or name columns that agree with columns=[...]"
-    for schema, where, against in ((ours, first[0], theirs), (theirs, other[0], ours)):
-        alone = [n for n in schema.names if n not in against]
-        if alone:
-            raise InputError(f"{both}{', '.join(map(repr, alone))} {'is' if len(alone) == 1 else 'are'} only in {where!r}{advice}")
-    merged = []
-    for field in ours:
-        match = theirs[field.name]
-        if match.type != field.type:
-            raise InputError(f"{both}{field.name!r} is {field.type} in {first[0]!r} and {match.type} in {other[0]!r}{advice}")
-        same = dict(match.attrs)
-        merged.append(field if field.attrs == match.attrs else
-                      Field(field.name, field.type, tuple((k, v) for k, v in field.attrs if k in same and same[k] == v)))
-    return tuple(merged)

@@ -87,11 +87,48 @@ def test_other_folders_need_follow(tmp_path: Path) -> None:
     assert read(Hdf5Source(tmp_path / "m.h5", "up", follow=[tmp_path / "away"]))[2]["x"] == [1, 2]
 
 
-def test_external_storage_is_refused(tmp_path: Path) -> None:
-    with h5py.File(tmp_path / "a.h5", "w") as file:
-        file.create_dataset("x", (4,), "u1", external=[(str(tmp_path / "secret"), 0, 4)])
-    with pytest.raises(InputError, match=r"'/x' of .*a.h5' keeps its values in .*secret' \(external storage\)"):
-        Hdf5Source(tmp_path / "a.h5").survey()
+def external(path: Path, values: Any, *parts: tuple[Path | str, int, int]) -> Path:
+    """A data set whose values HDF5 writes into other files."""
+    with h5py.File(path, "w") as file:
+        file.create_dataset("g/x", values.shape, values.dtype, external=[(str(name), at, n) for name, at, n in parts])[...] = values
+    return path
+
+
+def test_external_storage_beside_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)         # HDF5 takes names from there, hpcmr from the folder of the file
+    values = np.arange(60, dtype=">f4").reshape(20, 3)
+    one = external(tmp_path / "one.h5", values, ("one.raw", 100, 240))
+    two = external(tmp_path / "two.h5", values, ("a.raw", 0, 96), (tmp_path / "b.raw", 8, h5py.h5f.UNLIMITED))
+    records = np.array([(i, i / 7) for i in range(9)], [("a", "<i4"), ("b", ">f8")])
+    three = external(tmp_path / "three.h5", records, ("c.raw", 0, 48), ("d.raw", 5, 60))
+    for path in (one, two):
+        for split_nbytes in (1 << 20, 50):
+            _, splits = Hdf5Source(path, "g", split_nbytes=split_nbytes).survey()
+            assert np.array_equal(read(Hdf5Source(path, "g", split_nbytes=split_nbytes))[2]["x"], values)
+        assert isinstance(splits[0].part[0][0].sets[0].node, Raw | Virtual)
+    assert read(Hdf5Source(three, "g/x", ["b", "a"], split_nbytes=70))[2] == {"b": records["b"].tolist(), "a": records["a"].tolist()}
+    layout = h5py.VirtualLayout((20, 3), ">f4")
+    layout[:] = h5py.VirtualSource("two.h5", "g/x", (20, 3))
+    master(tmp_path / "m.h5", "x", layout)
+    assert np.array_equal(read(Hdf5Source(tmp_path / "m.h5"))[2]["x"], values)
+
+
+def test_external_storage_that_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    (tmp_path / "away").mkdir()
+    values, away = np.arange(20), tmp_path / "away"
+    for path, where, what in ((external(tmp_path / "here" / "a.h5", values, (away / "a.raw", 0, 160)), "away/a.raw", "outside the folder"),
+                              (external(tmp_path / "here" / "b.h5", values, ("here/c.raw", 0, 160)), "", "there is no such file"),
+                              (external(tmp_path / "d.h5", values, ("d.raw", 0, 84), ("e.raw", 0, 160)), "", "begins in .*d.raw' and ends"),
+                              (external(tmp_path / "f.h5", values.astype("u1"), ("/dev/null", 0, 20)), "", "leads to '/dev/null', outside")):
+        with pytest.raises(InputError, match=rf"'/g/x' of .*\.h5', which keeps its values in other files.*{where}.*{what}"):
+            Hdf5Source(path, "g").survey()
+    assert read(Hdf5Source(tmp_path / "here" / "a.h5", "g", follow=[tmp_path / "away"]))[2]["x"] == values.tolist()
+    short = external(tmp_path / "s.h5", values, ("s.raw", 0, 160))
+    (tmp_path / "s.raw").write_bytes(b"x" * 159)
+    with pytest.raises(InputError, match=r"wants bytes 0 to 160 of .*s.raw', which has 159"):
+        Hdf5Source(short, "g").survey()
 
 
 @given(st.lists(st.integers(0, 12), min_size=1, max_size=5), st.sampled_from([(), (3,)]), st.booleans(), st.integers(1, 200), st.integers(1, 200))
