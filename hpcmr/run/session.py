@@ -31,6 +31,9 @@ from hpcmr.store.spill import Spool
 if TYPE_CHECKING:
     from mpi4py import MPI
 
+    from hpcmr.run.attempt import Attempt
+    from hpcmr.run.notice import Notice
+
 GRACE_S = 5.0       # on the command line: how long a rank that failed waits for the others before it ends the job
 LOG = "hpcmr"
 
@@ -81,6 +84,10 @@ class Session:
         Outputs take the place of earlier ones.
     outputs : list of dict
         What was published, or was there already, in order: path, rows, nbytes, shards.
+    attempt : Attempt or None
+        On the command line: this attempt at the run, with its journal (on rank 0) and its epoch.
+    notice : Notice or None
+        On the command line: tells that somebody outside wants the job to commit and leave.
 
     Raises
     ------
@@ -109,6 +116,8 @@ class Session:
         self.code = ""
         self.fresh = False
         self.outputs: list[dict[str, Any]] = []
+        self.attempt: Attempt | None = None
+        self.notice: Notice | None = None
         self.agreed_error: BaseException | None = None
         self._said: set[str] = set()
         self._tokens: list[Token[Session | None]] = []
@@ -156,7 +165,9 @@ class Session:
             self.action_count += 1
             action = Action(self, self.action_count, plan, outlet)
             result = action.run()
+            self.world.settle()
         except (Exception, KeyboardInterrupt) as error:
+            self.world.settle(error)
             if isinstance(error, KeyboardInterrupt) or (isinstance(error, HpcmrError) and (error.ranks or error.rank is None)):
                 self.agreed_error = error
             raise
@@ -165,6 +176,10 @@ class Session:
                 self.progress.clear()
         self.stages += action.totals
         return result
+
+    def noticed(self) -> str | None:
+        """Name of the signal by which this rank was told to commit and leave; None: go on."""
+        return self.notice.name if self.notice is not None else None
 
     # -- talking ---------------------------------------------------------------------------------------------------
 
