@@ -6,6 +6,7 @@ from the number of ranks; which rank owns which contiguous range is the only thi
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,6 +80,18 @@ class Partitioned:
 
     def part(self, partition: int) -> Batch:
         return self.batch.slice(*self.rows_of(partition))
+
+
+def of_pieces(found: Iterable[tuple[int, Batch]]) -> Partitioned | None:
+    """Batches, each of a piece, as rows in the order of pieces; those of one piece stay in their order. None of no rows."""
+    parts = sorted(((piece, batch) for piece, batch in found if batch.nrows), key=lambda part: part[0])
+    if not parts:
+        return None
+    first, last = parts[0][0], parts[-1][0]
+    counts = np.zeros(last - first + 1, np.int64)
+    for piece, batch in parts:
+        counts[piece - first] += batch.nrows
+    return Partitioned(Batch.concat([b for _, b in parts]), np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), first)
 
 
 def without(parts: list[Partitioned], partition: int) -> list[Partitioned]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from hpcmr.data.batch import Batch
+from hpcmr.data.partitioning import of_pieces
 from hpcmr.data.schema import Schema
 from hpcmr.ops.contract import Collective
 from hpcmr.ops.keyed_rows import owned
-from hpcmr.ops.outlet import OutletContext
+from hpcmr.ops.outlet import OutletContext, Sealed
 
 Pieces = list[tuple[int, Batch]]
 
@@ -28,6 +30,7 @@ class Collect:
     def __init__(self, root: int | None = None) -> None:
         self.root = root
         self.pieces: dict[int, list[Batch]] = {}
+        self.fresh: set[int] = set()         # pieces that no checkpoint has
         self.held = 0
         self.ctx: OutletContext | None = None
 
@@ -38,14 +41,29 @@ class Collect:
         """Nothing to refuse."""
 
     def open(self, ctx: OutletContext, schema: Schema) -> None:
-        self.ctx, self.schema, self.pieces, self.held = ctx, schema, {}, 0
+        self.ctx, self.schema, self.pieces, self.fresh, self.held = ctx, schema, {}, set(), 0
 
     def take(self, piece: int, batch: Batch) -> None:
+        self._keep(piece, owned(batch))
+        self.fresh.add(piece)
+
+    def _keep(self, piece: int, mine: Batch) -> None:
         assert self.ctx is not None
-        mine = owned(batch)
         self.ctx.take(mine.nbytes, f"the rows that {self.name} gathers")
         self.held += mine.nbytes
         self.pieces.setdefault(piece, []).append(mine)
+
+    def sealed(self) -> Sealed | None:
+        """The rows of the pieces that came since the last cut; what is kept are views of them."""
+        whole = of_pieces((piece, batch) for piece in self.fresh for batch in self.pieces[piece])
+        for piece in self.fresh if whole is not None else ():
+            self.pieces[piece] = [whole.part(piece)] if whole is not None else []
+        self.fresh = set()
+        return None if whole is None else Sealed({}, whole)
+
+    def restore(self, told: list[dict[str, Any]], rows: Iterable[tuple[int, Batch]]) -> None:
+        for piece, batch in rows:
+            self._keep(piece, batch)
 
     def enough(self, piece: int) -> bool:
         return False
@@ -72,4 +90,4 @@ class Collect:
     def abandon(self) -> None:
         if self.ctx is not None and self.held:
             self.ctx.give(self.held)
-        self.pieces, self.held = {}, 0
+        self.pieces, self.fresh, self.held = {}, set(), 0

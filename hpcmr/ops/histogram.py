@@ -6,16 +6,18 @@ Counts are integers and sums of weights exact and rounded once, so that neither 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hpcmr.data.batch import Batch, FixedColumn
+from hpcmr.data.batch import Batch, FixedColumn, ListColumn
+from hpcmr.data.partitioning import Partitioned
 from hpcmr.data.schema import Schema
 from hpcmr.errors import DataError, JobSpecError
-from hpcmr.ops.outlet import OutletContext
+from hpcmr.ops.outlet import OutletContext, Sealed
+from hpcmr.store import typed
 
 Floats = NDArray[np.float64]
 Sums = tuple[NDArray[np.uint64], NDArray[np.int64]]
@@ -58,8 +60,10 @@ class Extent:
         for name in self.columns:
             numbers_of(schema, name, "histogram")
         self.found: list[tuple[Any, Any] | None] = [None] * len(self.columns)
+        self.fresh = False          # whether there is something that no checkpoint has
 
     def take(self, piece: int, batch: Batch) -> None:
+        self.fresh = True
         for i, name in enumerate(self.columns):
             column = batch[name]
             assert isinstance(column, FixedColumn)
@@ -69,6 +73,14 @@ class Extent:
 
     def enough(self, piece: int) -> bool:
         return False
+
+    def sealed(self) -> Sealed | None:
+        fresh, self.fresh = self.fresh, False
+        return Sealed({"found": typed.encode(self.found, [])}) if fresh else None
+
+    def restore(self, told: list[dict[str, Any]], rows: Iterable[tuple[int, Batch]]) -> None:
+        for one in told:
+            self.found = [_wider(a, b) for a, b in zip(self.found, typed.decode(one["found"], no_part), strict=True)]
 
     def local(self) -> list[tuple[Any, Any] | None]:
         return self.found
@@ -81,6 +93,11 @@ class Extent:
 
     def abandon(self) -> None:
         self.found = []
+
+
+def no_part(number: int) -> Batch:
+    """What small values lean on."""
+    raise ValueError(f"there is no part {number}")
 
 
 def _wider(a: tuple[Any, Any] | None, b: tuple[Any, Any] | None) -> tuple[Any, Any] | None:
@@ -165,6 +182,10 @@ class Histogram:
         self.flat = np.empty(0, np.int64)
         self.counts = np.zeros(0 if self.weights else self.bins, np.int64)
         self.sums = ExactBins(self.bins if self.weights else 0)
+        # What checkpoints have of these already: counts up to the last cut, and the sums, which begin anew at each.
+        self.kept_counts: NDArray[np.int64] | None = None
+        self.kept_sums: ExactBins | None = None
+        self.lowest: int | None = None              # piece since the last cut
 
     def _hold(self, nbytes: int) -> None:
         assert self.ctx is not None
@@ -174,6 +195,7 @@ class Histogram:
     def take(self, piece: int, batch: Batch) -> None:
         from hpcmr.kernels.histogram import count_bins
 
+        self.lowest = piece if self.lowest is None else min(piece, self.lowest)
         flat = self._bins_of(batch)
         if self.weights is None:
             count_bins(flat, self.counts)
@@ -203,8 +225,54 @@ class Histogram:
     def enough(self, piece: int) -> bool:
         return False
 
+    def sealed(self) -> Sealed | None:
+        """The bins that something was added to since the last cut, as rows of one piece."""
+        piece, self.lowest = self.lowest, None
+        if piece is None:
+            return None
+        rows = self._new_counts() if self.weights is None else self._new_sums()
+        return Sealed({}, Partitioned(rows, np.array([0, rows.nrows], np.int64), piece)) if rows.nrows else None
+
+    def _new_counts(self) -> Batch:
+        if self.kept_counts is None:
+            self._hold(self.counts.nbytes)
+            self.kept_counts = np.zeros_like(self.counts)
+        bins = np.flatnonzero(self.counts != self.kept_counts)
+        rows = Batch({"bin": FixedColumn(bins), "count": FixedColumn(self.counts[bins] - self.kept_counts[bins])})
+        self.kept_counts[bins] = self.counts[bins]
+        return rows
+
+    def _new_sums(self) -> Batch:
+        if self.kept_sums is None:
+            self._hold(24 * self.bins)
+            self.kept_sums = ExactBins(self.bins)
+        rows = self.sums.rows()
+        self.kept_sums.merge(self.sums.state())
+        self.sums = ExactBins(self.bins)
+        return rows
+
+    def restore(self, told: list[dict[str, Any]], rows: Iterable[tuple[int, Batch]]) -> None:
+        for _, batch in rows:
+            if self.weights is None:
+                bins, counts = batch["bin"], batch["count"]
+                assert isinstance(bins, FixedColumn) and isinstance(counts, FixedColumn)
+                np.add.at(self.counts, bins.values, counts.values)
+            else:
+                self.sums.merge(sums_of_rows(batch, self.bins))
+        # What checkpoints have is not given to them again.
+        if self.weights is None:
+            self._hold(self.counts.nbytes)
+            self.kept_counts = self.counts.copy()
+        else:
+            self._hold(24 * self.bins)
+            self.kept_sums, self.sums = self.sums, ExactBins(self.bins)
+
     def local(self) -> Any:
-        return self.counts if self.weights is None else self.sums.state()
+        if self.weights is None:
+            return self.counts
+        if self.kept_sums is not None:
+            self.sums.merge(self.kept_sums.state())
+        return self.sums.state()
 
     def combine(self, payloads: list[Any]) -> tuple[NDArray[Any], Any]:
         if self.weights is None:
@@ -271,6 +339,19 @@ class ExactBins:
     def state(self) -> Sums:
         return self.T, self.wide[:int(self.used[0])]
 
+    def rows(self) -> Batch:
+        """The sums that are not nothing: their bin, window, and the wide row of those that have one."""
+        from hpcmr.kernels.exact_sum import WIDE
+
+        words = self.T.reshape(-1, 3)
+        bins = np.flatnonzero(words.any(axis=1))
+        words = words[bins]
+        wide = (words[:, 0] & np.uint64(WIDE)) != 0
+        ends = np.cumsum(wide * self.wide.shape[1], dtype=np.int64)
+        digits = self.wide[words[wide, 1].astype(np.int64)].reshape(-1)
+        starts = np.concatenate([[0], ends[:-1]]).astype(np.int64) if len(ends) else ends
+        return Batch({"bin": FixedColumn(bins), "sum": FixedColumn(words), "wide": ListColumn(starts, ends, FixedColumn(digits))}, len(bins))
+
     def merge(self, state: Sums) -> None:
         from hpcmr.kernels.histogram import merge_bins
 
@@ -285,6 +366,22 @@ class ExactBins:
         out = np.empty(self.bins)
         bin_values(self.T, self.wide, out)
         return out
+
+
+def sums_of_rows(rows: Batch, bins: int) -> Sums:
+    """The state of sums whose `rows` these are."""
+    from hpcmr.kernels.exact_sum import WIDE
+    from hpcmr.kernels.opcodes import DIGITS
+
+    numbers, words, digits = rows["bin"], rows["sum"], rows["wide"]
+    assert isinstance(numbers, FixedColumn) and isinstance(words, FixedColumn) and isinstance(digits, ListColumn)
+    T = np.zeros((bins, 3), np.uint64)
+    T[numbers.values] = words.values
+    places = numbers.values[(words.values[:, 0] & np.uint64(WIDE)) != 0]
+    T[places, 1] = np.arange(len(places), dtype=np.uint64)
+    child = digits.compact().child
+    assert isinstance(child, FixedColumn)
+    return T.reshape(-1), child.values.reshape(-1, DIGITS)
 
 
 def edges_1d(bins: Any, limits: tuple[float, float] | None, extent: tuple[Any, Any] | None, dtype: Any, column: str) -> NDArray[Any]:

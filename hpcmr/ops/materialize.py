@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from hpcmr.data.batch import Batch
@@ -30,6 +31,12 @@ class Materialize:
 
     def enough(self, piece: int) -> bool:
         return True
+
+    def sealed(self) -> None:
+        """Nothing was taken; the rows are kept with their table."""
+
+    def restore(self, told: list[dict[str, Any]], rows: Iterable[tuple[int, Batch]]) -> None:
+        """Nothing was taken."""
 
     def local(self) -> None:
         """Nothing to tell."""

@@ -6,7 +6,7 @@ count, and the bins that hold the wanted ranks are the next range, until what is
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpcmr.data.batch import Batch, FixedColumn
+from hpcmr.data.partitioning import Partitioned
 from hpcmr.data.schema import ColumnType, Schema
 from hpcmr.errors import JobSpecError
-from hpcmr.ops.outlet import OutletContext
+from hpcmr.ops.outlet import OutletContext, Sealed
 
 if TYPE_CHECKING:
     from hpcmr.ops.contract import Collective, Spool
@@ -58,6 +59,7 @@ class _Quantile:
             raise JobSpecError(f"quantile: there is no method {method!r}; there are {', '.join(METHODS)}")
         self.ctx: OutletContext | None = None
         self.held = 0
+        self.lowest: int | None = None              # piece since the last cut
 
     def fingerprint(self) -> tuple[Any, ...]:
         return (self.name, type(self).__name__, self.column, self.q, self.method)
@@ -74,6 +76,18 @@ class _Quantile:
         if kind not in ("b", "i", "u", "f", "m", "M") or (kind in "bmM" and self.method not in ("lower", "higher")):
             wants = "numbers" if kind not in ("b", "m", "M") else "numbers, or method='lower' or 'higher'"
             raise JobSpecError(f"quantile({self.column!r}) needs a column of {wants}, and this one is {self.type}")
+
+    def came(self, piece: int) -> None:
+        self.lowest = piece if self.lowest is None else min(piece, self.lowest)
+
+    def sealed(self) -> Sealed | None:
+        """What came since the last cut, as rows of one piece."""
+        piece, self.lowest = self.lowest, None
+        rows = Batch({}) if piece is None else self.new_rows()
+        return Sealed({}, Partitioned(rows, np.array([0, rows.nrows], np.int64), piece or 0)) if rows.nrows else None
+
+    def new_rows(self) -> Batch:
+        raise NotImplementedError
 
     def hold(self, nbytes: int) -> None:
         assert self.ctx is not None
@@ -126,11 +140,15 @@ class ExactQuantile(_Quantile):
         super().open(ctx, schema)
         self.chunks: list[NDArray[Any] | Away] = []
         self.filled = CHUNK_ROWS
+        self.kept_rows = 0              # of the first chunks, what checkpoints have
         self.reserve = ctx.available() // RESERVE_SHARE
         self.found: NDArray[Any] | None = None
 
     def take(self, piece: int, batch: Batch) -> None:
-        values = self.values(batch)
+        self.came(piece)
+        self._add(self.values(batch))
+
+    def _add(self, values: NDArray[Any]) -> None:
         done = 0
         while done < len(values):
             if self.filled == CHUNK_ROWS:
@@ -157,6 +175,28 @@ class ExactQuantile(_Quantile):
             if isinstance(chunk, np.ndarray):
                 self.chunks[i] = Away(spool, spool.put(Batch({"x": FixedColumn(chunk)})))
                 self.hold(-chunk.nbytes)
+
+    def _rows(self) -> int:
+        return CHUNK_ROWS * len(self.chunks) - (CHUNK_ROWS - self.filled) if self.chunks else 0
+
+    def new_rows(self) -> Batch:
+        """The values since the last cut."""
+        found, at = [], self.kept_rows
+        self.kept_rows = self._rows()
+        while at < self.kept_rows:
+            chunk = self.chunks[at // CHUNK_ROWS]
+            values = chunk if isinstance(chunk, np.ndarray) else chunk.load()
+            first = at % CHUNK_ROWS
+            found.append(values[first:min(CHUNK_ROWS, first + self.kept_rows - at)])
+            at += len(found[-1])
+        return Batch({"x": FixedColumn(np.concatenate(found))}) if found else Batch({})
+
+    def restore(self, told: list[dict[str, Any]], rows: Iterable[tuple[int, Batch]]) -> None:
+        for _, batch in rows:
+            column = batch["x"]
+            assert isinstance(column, FixedColumn)
+            self._add(column.values)
+        self.kept_rows = self._rows()
 
     def settle(self, together: Collective) -> None:
         """Find the wanted values. Collective: yes."""
@@ -212,11 +252,34 @@ class ApproxQuantile(_Quantile):
         self.hold(8 << MAGNITUDE_BITS)
         self.counts = np.zeros(1 << MAGNITUDE_BITS, np.int64)
         self.nans = 0
+        self.kept: NDArray[np.int64] | None = None          # what checkpoints have: counts, and behind them NaN
 
     def take(self, piece: int, batch: Batch) -> None:
         from hpcmr.kernels.quantile import count_magnitudes
 
+        self.came(piece)
         self.nans += count_magnitudes(self.values(batch).astype(np.float64, copy=False), 64 - MAGNITUDE_BITS, self.counts)
+
+    def new_rows(self) -> Batch:
+        """The buckets that something came into since the last cut; the one behind all others is NaN."""
+        now = np.append(self.counts, self.nans)
+        if self.kept is None:
+            self.hold(now.nbytes)
+            self.kept = np.zeros_like(now)
+        more = now - self.kept
+        places = np.flatnonzero(more)
+        self.kept = now
+        return Batch({"bucket": FixedColumn(places), "count": FixedColumn(more[places])})
+
+    def restore(self, told: list[dict[str, Any]], rows: Iterable[tuple[int, Batch]]) -> None:
+        whole = np.append(self.counts, self.nans)
+        for _, batch in rows:
+            places, counts = batch["bucket"], batch["count"]
+            assert isinstance(places, FixedColumn) and isinstance(counts, FixedColumn)
+            np.add.at(whole, places.values, counts.values)
+        self.counts, self.nans = whole[:-1].copy(), int(whole[-1])
+        self.hold(whole.nbytes)
+        self.kept = whole
 
     def local(self) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
         places = np.flatnonzero(self.counts)

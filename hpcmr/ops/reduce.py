@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 
 from hpcmr.data.batch import Batch
+from hpcmr.data.partitioning import of_pieces
 from hpcmr.data.python_values import rows_of
 from hpcmr.data.schema import Schema
 from hpcmr.ops.collect import Pieces
 from hpcmr.ops.fold import Fold
 from hpcmr.ops.keyed_rows import owned
 from hpcmr.ops.map import slow_notice
-from hpcmr.ops.outlet import OutletContext
+from hpcmr.ops.outlet import OutletContext, Sealed
 
 
 class Reduce:
@@ -39,6 +40,7 @@ class Reduce:
         self.fold = Fold(function)
         self.root = root
         self.done: dict[int, tuple[Batch, int]] = {}       # of each piece: what it is folded to so far, and its rows
+        self.fresh: set[int] = set()                       # pieces that no checkpoint has
 
     @property
     def notice(self) -> str | None:
@@ -53,15 +55,27 @@ class Reduce:
     def open(self, ctx: OutletContext, schema: Schema) -> None:
         self.fold.bind(schema)
         self.fold.compile()
-        self.done = {}
+        self.done, self.fresh = {}, set()
 
     def take(self, piece: int, batch: Batch) -> None:
         before, count = self.done.get(piece, (None, 0))
         rows = batch if before is None else Batch.concat([before, batch])
         self.done[piece] = (owned(self._folded(rows, count - (before is not None))), count + batch.nrows)
+        self.fresh.add(piece)
 
     def _folded(self, rows: Batch, record: int | None) -> Batch:
         return self.fold.run(rows, np.arange(rows.nrows), np.array([0, rows.nrows]), record)
+
+    def sealed(self) -> Sealed | None:
+        whole = of_pieces((piece, self.done[piece][0]) for piece in self.fresh)
+        self.fresh = set()
+        return None if whole is None else Sealed({}, whole)
+
+    def restore(self, told: list[dict[str, Any]], rows: Iterable[tuple[int, Batch]]) -> None:
+        for piece, batch in rows:
+            before = self.done.get(piece)
+            whole = batch if before is None else self._folded(Batch.concat([before[0], batch]), None)
+            self.done[piece] = (owned(whole), 0)
 
     def enough(self, piece: int) -> bool:
         return False
@@ -76,4 +90,4 @@ class Reduce:
         return rows_of(self._folded(Batch.concat([row for _, row in found]), None))[0]
 
     def abandon(self) -> None:
-        self.done = {}
+        self.done, self.fresh = {}, set()

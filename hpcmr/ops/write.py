@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpcmr.data.batch import Batch
 from hpcmr.data.schema import Schema
-from hpcmr.ops.outlet import OutletContext
+from hpcmr.ops.outlet import OutletContext, Sealed
 
 if TYPE_CHECKING:
     from hpcmr.store.manifest import Manifest
@@ -63,6 +64,17 @@ class Write:
 
     def enough(self, piece: int) -> bool:
         return False
+
+    def sealed(self) -> Sealed | None:
+        """The shards that were finished since the last cut; the one at hand ends here."""
+        assert self.writer is not None and self.ctx is not None
+        infos, durable = self.writer.cut()
+        return Sealed({"attempt": self.ctx.attempt, "shards": infos}, None, durable) if infos else None
+
+    def restore(self, told: list[dict[str, Any]], rows: Iterable[tuple[int, Batch]]) -> None:
+        assert self.writer is not None
+        for one in told:
+            self.writer.adopt(one["shards"], one["attempt"])
 
     def local(self) -> list[ShardInfo]:
         assert self.writer is not None

@@ -38,6 +38,7 @@ _PART = re.compile(r"part-[0-9]{5,9}\.h5")
 _SLOT = re.compile(r"[0-9]{6,9}\.json")
 _DRAFT = re.compile(r"\.[0-9a-f]{16}\.tmp")
 _RUN_FILE = re.compile(r"pieces/e[0-9]{4,9}-[0-9]{6,9}-r[0-9]{5,9}-[0-9]{2,9}\.h5|results/e[0-9]{4,9}-a[0-9]{5,9}-[0-9]{2,9}\.h5")
+_STAGED = re.compile(r"(rank|kept)-[0-9]{5,9}-[0-9]{5,9}\.h5")
 _ATTEMPT = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _UNSAFE = re.compile("[%/\x00\ud800-\udfff]")
 
@@ -59,6 +60,16 @@ def is_part_name(name: str) -> bool:
 def staged_name(rank: int, index: int) -> str:
     """Name of the `index`-th shard of a rank until it is published."""
     return f"rank-{rank:05d}-{index:05d}.h5"
+
+
+def adopted_name(rank: int, index: int) -> str:
+    """Name of a shard of an earlier attempt, which a rank takes over."""
+    return f"kept-{rank:05d}-{index:05d}.h5"
+
+
+def is_staged_name(name: str) -> bool:
+    """Whether `name` can be a shard in a staging folder."""
+    return _STAGED.fullmatch(name) is not None
 
 
 def unfinished(path: Path) -> Path:
@@ -119,6 +130,25 @@ def logs(run_dir: Path) -> Path:
 def log_name(epoch: int, rank: int) -> str:
     """What a rank said in an attempt."""
     return f"e{epoch:04d}-r{rank:05d}.log"
+
+
+def batch_folder(run_dir: Path) -> Path:
+    """What belongs to Slurm: the batch script, what it says, and what is written down about its attempts."""
+    return run_dir / "slurm"
+
+
+def batch_script(run_dir: Path) -> Path:
+    return batch_folder(run_dir) / "batch.sh"
+
+
+def batch_record(run_dir: Path) -> Path:
+    """What was submitted; see `hpcmr.run.attempts`."""
+    return batch_folder(run_dir) / "batch.json"
+
+
+def attempts(run_dir: Path) -> Path:
+    """What is known when an attempt of a batch job begins; see `hpcmr.run.attempts`."""
+    return batch_folder(run_dir) / "attempts.json"
 
 
 def journal(run_dir: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections.abc import Mapping, Sequence
@@ -92,7 +93,8 @@ def publish(folder: Path, schema: Schema, shard_infos: Sequence[ShardInfo], prov
 
     Notes
     -----
-    Collective: no. On any error the shards of this attempt are removed.
+    Collective: no. On any error the shards of this attempt are removed, but for those that a checkpoint names (``kept``); what earlier
+    attempts have left of shards that were taken over (``attempt``) is removed once the output is there.
     """
     folder = Path(folder)
     staging = paths.staging(folder, attempt)
@@ -105,19 +107,42 @@ def publish(folder: Path, schema: Schema, shard_infos: Sequence[ShardInfo], prov
                         datetime.now(UTC).isoformat(timespec="seconds"))
         files.write_file(paths.manifest(staging), made.to_bytes())
         files.sync_folder(staging)
+        for info in ordered:
+            if info.get("kept"):
+                with files.storing(staging / info["file"], "remove"):
+                    files.unlink(staging / info["file"])
         _appear(staging, folder, attempt, replace)
     except BaseException:
-        remove_attempt(folder, attempt)
+        if any(i.get("kept") for i in shard_infos):
+            _take_back(staging, list(shard_infos))
+        else:
+            remove_attempt(folder, attempt)
         raise
+    for earlier in {str(i["attempt"]) for i in shard_infos if "attempt" in i} - {attempt}:
+        remove_attempt(folder, earlier)
     return made
 
 
 def _rename(staging: Path, info: ShardInfo, number: int) -> Shard:
+    """Give a shard its name in the output; one that a checkpoint names keeps the other one too, until the output is complete."""
     name = paths.part_name(number)
     with files.storing(staging / info["file"], "rename"):
-        files.rename(staging / info["file"], staging / name)
+        (files.link if info.get("kept") else files.rename)(staging / info["file"], staging / name)
     arrays = tuple((str(a), int(b), int(c), str(d)) for a, b, c, d in info["arrays"])
     return Shard(name, info["rows"], info["nbytes"], info["digest"], info["frame"], arrays)
+
+
+def _take_back(staging: Path, infos: list[ShardInfo]) -> None:
+    """Of a publication that failed: shards that a checkpoint names have their old names again, what was added is removed. Never raises."""
+    ordered, _ = cut_segments(infos)
+    for number, info in enumerate(ordered):
+        with contextlib.suppress(OSError):
+            if info.get("kept") and not (staging / info["file"]).exists():
+                files.link(staging / paths.part_name(number), staging / info["file"])
+    with contextlib.suppress(OSError):
+        for name in os.listdir(staging):
+            if name == paths.MANIFEST or paths.is_part_name(name):
+                files.remove_quietly(staging / name)
 
 
 def _appear(staging: Path, folder: Path, attempt: str, replace: bool) -> None:

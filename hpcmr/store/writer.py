@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from hpcmr.data.batch import Batch
 from hpcmr.data.schema import Schema
-from hpcmr.errors import ConservationError, DataError
+from hpcmr.errors import ConservationError, DataError, InputError, StorageError
 from hpcmr.store import files, paths
 from hpcmr.store.arrays import schema_arrays
 from hpcmr.store.encode import encode
@@ -55,6 +56,8 @@ class TableWriter:
         self._shard: ShardWriter | None = None
         self._pieces: list[list[int]] = []
         self._infos: list[ShardInfo] = []
+        self._told = 0                  # of these, what `cut` has told
+        self._kept: list[Path] = []     # files that a checkpoint names
         self._commits: list[Future[None]] = []
         self._shards: list[ShardWriter] = []
         self._pool: ThreadPoolExecutor | None = None
@@ -124,6 +127,47 @@ class TableWriter:
             self._pool = ThreadPoolExecutor(1, thread_name_prefix="hpcmr-store")
         self._commits.append(self._pool.submit(shard.commit))
 
+    def cut(self) -> tuple[list[ShardInfo], Callable[[], None]]:
+        """End the shard at hand: a checkpoint will name it.
+
+        Returns
+        -------
+        infos
+            The shards that were finished since the last cut. `abandon` leaves these where they are.
+        durable
+            Waits until they are. In any thread; raises `StorageError`.
+        """
+        self._finish()
+        infos, commits, staging = self._infos[self._told:], list(self._commits), self._staging
+        self._told = len(self._infos)
+        self._kept += [staging / i["file"] for i in infos]
+        infos = [dict(i) for i in infos]
+        for info in self._infos[self._told - len(infos):]:
+            info["kept"] = True
+
+        def durable() -> None:
+            for commit in commits:
+                commit.result()
+            files.sync_folder(staging)
+
+        return infos, durable
+
+    def adopt(self, infos: Sequence[ShardInfo], attempt: str) -> None:
+        """Take over shards that an earlier attempt has finished: they get a name in our folder, and stay where they are.
+
+        Raises
+        ------
+        StorageError
+            A shard is damaged, or gone.
+        """
+        files.make_folder(self._staging)
+        for info in infos:
+            name = paths.adopted_name(self.rank, self._told)
+            take_over(paths.staging(self.folder, attempt), info, self._staging / name, self.schema)
+            self._kept.append(self._staging / name)
+            self._infos.append({**info, "file": name, "attempt": attempt})
+            self._told += 1
+
     def close(self) -> list[ShardInfo]:
         """Finish all shards and make them durable; return what `publish` needs to know of them, from every rank.
 
@@ -147,12 +191,44 @@ class TableWriter:
             raise errors[0]
 
     def abandon(self) -> None:
-        """Remove all that this rank has written, and the folder beside the output once it is empty. Never raises."""
+        """Remove all that this rank has written and no checkpoint names, and the folder beside the output once it is empty. Never raises."""
         self._wait(raising=False)
+        kept = set(self._kept)
         for shard in self._shards:
-            shard.abandon()
+            if shard.path not in kept:
+                shard.abandon()
         self._shard, self._shards = None, []
         files.remove_empty_folder_quietly(self._staging)
+
+
+def take_over(folder: Path, info: ShardInfo, path: Path, schema: Schema) -> None:
+    """Give a shard in `folder` a second name, once every byte of it was compared. Raises `StorageError`."""
+    from hpcmr.store.manifest import Manifest, Shard
+    from hpcmr.store.reader import StoredTable
+
+    name = str(info["file"])
+    if not paths.is_staged_name(name):
+        raise StorageError(f"{str(folder / name)!r} is no name of a shard; start over with --fresh")
+    if not (folder / name).exists():
+        name = _published_as(folder, str(info["digest"])) or name
+    arrays = tuple((str(a), int(b), int(c), str(d)) for a, b, c, d in info["arrays"])
+    shard = Shard(name, int(info["rows"]), int(info["nbytes"]), str(info["digest"]), str(info["frame"]), arrays)
+    segments = ((0, 0, shard.rows),) if shard.rows else ()
+    with StoredTable(folder, Manifest(schema, (shard,), segments)) as table:
+        for what in table.damages(0):
+            raise StorageError(f"{what.partition(';')[0]}; a shard of an unfinished output: start over with --fresh")
+    with files.storing(path, "link"):
+        files.link(folder / name, path)
+
+
+def _published_as(folder: Path, digest: str) -> str | None:
+    """The name that a shard has in a staging folder that was complete but did not become the output."""
+    from hpcmr.store.publish import read_manifest
+
+    try:
+        return next((s.name for s in read_manifest(folder).shards if s.digest == digest), None)
+    except InputError:
+        return None
 
 
 def _check_names(schema: Schema) -> None:
