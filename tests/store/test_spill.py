@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hpcmr.data.batch import Batch, BytesColumn, FixedColumn, ListColumn
 from hpcmr.data.partitioning import Partitioned
 from hpcmr.errors import StorageError
-from hpcmr.store import paths, spill
+from hpcmr.store import paths, segment
 from hpcmr.store.scratch import Scratch, choose
 from hpcmr.store.spill import Spool
 from tests.store.support import bits, columns
@@ -91,7 +91,7 @@ def test_any_columns_come_back(tmp_path_factory, drawn):
 
 
 def test_larger_than_a_block_and_in_limited_pieces(scratch, monkeypatch):
-    monkeypatch.setattr(spill, "BLOCK_NBYTES", 4096)
+    monkeypatch.setattr(segment, "BLOCK_NBYTES", 4096)
     spool, batches = Spool(scratch), [numbers(3000, seed) for seed in range(5)]
     for i, b in enumerate(batches):
         starts = [0, 10, 10, 2900 - i, 3000]
@@ -220,7 +220,8 @@ def test_a_disk_that_is_full_or_broken(scratch, monkeypatch, number):
             raise OSError(number, os.strerror(number))
         return os.write(fd, data[:1])
 
-    monkeypatch.setattr(spill.os, "pwrite", pwrite)
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    monkeypatch.setattr(os, "pwritev", lambda fd, parts, offset: pwrite(fd, parts[0], offset))
     with pytest.raises(StorageError, match=r"cannot write scratch '.*spill-0+2.h5': .*MiB of .* are free; .*--scratch"):
         spool.append([parts_of(numbers(4000, 2), [0, 4000])])
     monkeypatch.undo()
@@ -290,7 +291,7 @@ def test_where_scratch_lies(tmp_path):
 
 def test_partitions_of_all_sizes_beside_the_block(scratch):
     """A part that is written by itself comes behind what waits in the block; and a partition may have several kinds of rows."""
-    block = spill.BLOCK_NBYTES // 8
+    block = segment.BLOCK_NBYTES // 8
     sizes = [3, block // 2 + 5, 7, block - 1, 2, block // 3, 2 * block + 1, 1]
     starts = np.concatenate([[0], np.cumsum(sizes)])
     a = Batch.of({"k": np.random.default_rng(1).integers(-9, 9, int(starts[-1]))})
