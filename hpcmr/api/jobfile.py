@@ -22,6 +22,13 @@ MAPPERS = ("words", "lines", "columns", "regex")
 REDUCERS = ("sum", "count", "min", "max", "mean", "first", "list", "distinct")
 COMBINERS = ("sum", "min", "max", "first")
 HDF5_ENDINGS = (".h5", ".hdf5", ".hdf", ".he5")
+JOB_FILE_NBYTES_MAX = 1 << 20
+NAME_MAX = 100
+DEPTH_MAX = 64
+NUMBER_MAX = (1 << 63) - 1
+SHOWN_MAX = 200
+LINE_MAX = 1000
+"""Characters of a line in which a key is looked for."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +41,8 @@ class Key:
     choices: tuple[str, ...] = ()
 
 
+_KEY_PART = re.compile(r"""[A-Za-z0-9_-]+|"[^"\n]*"|'[^'\n]*'""")
+_IN_PATHS = ("job.name", "input.paths", "input.follow", "output.path", "map.function", "combine.function", "reduce.function")
 _FUNCTION = " or a function of yours as 'module:function' or 'file.py:function'"
 KEYS: dict[str, dict[str, Key]] = {
     "job": {"name": Key("a string", (str,))},
@@ -42,6 +51,7 @@ KEYS: dict[str, dict[str, Key]] = {
         "paths": Key("a file, folder or glob, or a list of these", (str, list), required=True),
         "group": Key("the path of an HDF5 group or data set", (str,)),
         "columns": Key("a list of column names", (list,)),
+        "follow": Key("a folder that links in HDF5 files may lead to, or a list of these", (str, list)),
     },
     "map": {
         "function": Key(f"one of {', '.join(MAPPERS)}{_FUNCTION}", (str,), required=True),
@@ -66,6 +76,9 @@ KEYS: dict[str, dict[str, Key]] = {
         "order": Key("'ascending' or 'descending'", (str,), choices=("ascending", "descending")),
     },
 }
+
+
+_NO_PATHS = ("sort", "order", "share")       # keys of [output] that name no folder
 
 
 @dataclass(frozen=True)
@@ -106,11 +119,33 @@ def parse_settings(pairs: list[str]) -> list[Setting]:
     return found
 
 
+def for_task(settings: list[Setting], array_id: int | None) -> list[Setting]:
+    """The settings of one task of an array: ``{array}`` is its id, and an output whose path does not say so gets a folder of that name."""
+    return settings if array_id is None else [_for_task(s, str(array_id)) for s in settings]
+
+
+def _for_task(setting: Setting, task: str) -> Setting:
+    value = _filled(setting.value, task)
+    if setting.key[0] == "output" and len(setting.key) == 2 and isinstance(value, str) and value == setting.value and setting.key[1] not in _NO_PATHS:
+        value = f"{value}/{task}"
+    return Setting(setting.key, value, setting.text.replace("{array}", task))
+
+
+def _filled(value: Any, task: str) -> Any:
+    if isinstance(value, str):
+        return value.replace("{array}", task)
+    if isinstance(value, dict):
+        return {k: _filled(v, task) for k, v in value.items()}
+    return [_filled(v, task) for v in value] if isinstance(value, list) else value
+
+
 def _toml_value(text: str) -> Any:
     try:
-        return tomllib.loads(f"value = {text}")["value"] if "\n" not in text else text
+        return _parsed(f"value = {text}")["value"] if "\n" not in text else text
     except tomllib.TOMLDecodeError:
         return text
+    except (ValueError, RecursionError) as error:
+        raise JobSpecError(f"--set: the value {text[:SHOWN_MAX]!r} cannot be read: {_too_much(error)}") from None
 
 
 def nested(settings: list[Setting]) -> dict[str, Any]:
@@ -138,14 +173,21 @@ def read_job_file(path: Path, settings: list[Setting]) -> JobFile:
         Not readable, no TOML, or a key is unknown, missing, of the wrong type or without meaning beside the others.
     """
     try:
-        text = path.read_bytes().decode()
-        document = tomllib.loads(text)
+        with path.open("rb") as file:
+            raw = file.read(JOB_FILE_NBYTES_MAX + 1)
+        if len(raw) > JOB_FILE_NBYTES_MAX:
+            raise JobSpecError(f"{path}: the job file has {path.stat().st_size:,} bytes, more than {JOB_FILE_NBYTES_MAX:,}; data belong into "
+                               "the files that [input] paths names")
+        text = raw.decode()
+        document = _parsed(text)
     except OSError as error:
         raise JobSpecError(f"{path}: the job file cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise JobSpecError(f"{path}: a job file is UTF-8 text, byte {error.start} is not") from error
     except tomllib.TOMLDecodeError as error:
         raise JobSpecError(_malformed(path, str(error))) from error
+    except (ValueError, RecursionError) as error:
+        raise JobSpecError(f"{path}: the job file cannot be read: {_too_much(error)}") from None
     lines = scan_lines(text)
     places = {".".join(key): f"{path}:{line}" for key, line in lines.items()}
     _check_tables(document, path, lines)
@@ -164,6 +206,20 @@ def read_job_file(path: Path, settings: list[Setting]) -> JobFile:
     return job
 
 
+def _parsed(text: str) -> dict[str, Any]:
+    """The document; a dotted key of many parts, for which tomllib takes the square of their number, counts as nested too deeply."""
+    depth = 0
+    for part in text.split(".")[1:-1]:
+        depth = depth + 1 if _KEY_PART.fullmatch(part.strip()) else 0
+        if depth > DEPTH_MAX:
+            raise RecursionError
+    return tomllib.loads(text)
+
+
+def _too_much(error: Exception) -> str:
+    return "it is nested too deeply" if isinstance(error, RecursionError) else "a number or a date in it is out of range"
+
+
 def _malformed(path: Path, said: str) -> str:
     at = re.search(r"\(at line (\d+), column (\d+)\)", said)
     why = said[:at.start()].strip() if at else said
@@ -174,9 +230,9 @@ def scan_lines(text: str) -> dict[tuple[str, ...], int]:
     """Line, from 1, of each table and key. A scan of the text, good enough to point at things: tomllib keeps no lines."""
     found: dict[tuple[str, ...], int] = {}
     table: tuple[str, ...] = ()
-    for number, line in enumerate(text.splitlines(), 1):
-        header = re.match(r"\s*\[\[?\s*([^\[\]]+?)\s*\]", line)
-        pair = re.match(r"""\s*([A-Za-z0-9_\-."' ]+?)\s*=""", line)
+    for number, line in enumerate((whole[:LINE_MAX].strip() for whole in text.splitlines()), 1):
+        header = re.match(r"\[\[?([^\[\]]+)\]", line)
+        pair = re.match(r"""([A-Za-z0-9_\-."' \t]+)=""", line)
         if header:
             table = _parts(header[1])
             found.setdefault(table, number)
@@ -201,8 +257,8 @@ def _check_tables(document: dict[str, Any], path: Path, lines: dict[tuple[str, .
         at = f"{path}:{lines.get((table,), 1)}"
         if not isinstance(keys, dict):
             if table in KEYS:
-                raise JobSpecError(f"{at}: {table!r} must be a table: write [{table}] on a line of its own")
-            raise JobSpecError(f"{at}: {table!r} stands outside of any table; the tables are {_tables()}")
+                raise JobSpecError(f"{at}: {_shown(table)} must be a table: write [{table}] on a line of its own")
+            raise JobSpecError(f"{at}: {_shown(table)} stands outside of any table; the tables are {_tables()}")
         _check_known((table,), at)
         for key in keys:
             _check_known((table, key), f"{path}:{lines.get((table, key), lines.get((table,), 1))}")
@@ -214,10 +270,10 @@ def _tables() -> str:
 
 def _check_known(key: tuple[str, ...], at: str) -> None:
     if key[0] not in KEYS:
-        raise JobSpecError(f"{at}: there is no table [{key[0]}]; the tables are {_tables()}{_near(key[0], list(KEYS))}")
+        raise JobSpecError(f"{at}: there is no table [{key[0][:SHOWN_MAX]}]; the tables are {_tables()}{_near(key[0], list(KEYS))}")
     known = KEYS[key[0]]
     if len(key) == 2 and key[1] not in known:
-        raise JobSpecError(f"{at}: [{key[0]}] has no key {key[1]!r}; its keys are {', '.join(known)}{_near(key[1], list(known))}")
+        raise JobSpecError(f"{at}: [{key[0]}] has no key {_shown(key[1])}; its keys are {', '.join(known)}{_near(key[1], list(known))}")
     if len(key) > 2 or (len(key) == 1 and at.startswith("--set")):
         raise JobSpecError(f"{at}: keys are TABLE.KEY; those of [{key[0]}] are {', '.join(f'{key[0]}.{k}' for k in known)}")
 
@@ -230,16 +286,25 @@ def _check_value(name: str, rule: Key, values: dict[str, Any], places: dict[str,
             raise JobSpecError(f"{at}: [{table}] needs the key {key!r}: {rule.wanted}; its keys are {', '.join(KEYS[table])}")
         return
     value = values[name]
+    if type(value) is int and abs(value) > NUMBER_MAX:
+        raise JobSpecError(f"{places[name]}: {key} in [{table}] is a number that does not fit in 64 bits")
     fits = isinstance(value, rule.types) and (not isinstance(value, bool) or bool in rule.types)
     if fits and isinstance(value, list):
         fits = bool(value) and all(isinstance(v, str) for v in value)
     if not fits or (rule.choices and value not in rule.choices):
         raise JobSpecError(f"{places[name]}: {key} = {_shown(value)} in [{table}]: {key!r} must be {rule.wanted}; "
                            f"the keys of [{table}] are {', '.join(KEYS[table])}")
+    for text in value if isinstance(value, list) else [value]:
+        if isinstance(text, str) and name in _IN_PATHS and (bad := re.search(r"[\0-\x1f\x7f]", text)):
+            raise JobSpecError(f"{places[name]}: {key} = {_shown(text)} in [{table}]: there is a control character in it ({bad[0]!r})")
 
 
 def _shown(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else repr(value)
+    try:
+        shown = str(value).lower() if isinstance(value, bool) else repr(value)
+    except (ValueError, RecursionError):        # of a number with thousands of digits, say
+        return f"a {type(value).__name__} that is too large to be shown"
+    return shown if len(shown) <= SHOWN_MAX else f"{shown[:SHOWN_MAX]}..."
 
 
 def _with_defaults(values: dict[str, Any], folders: dict[str, str], path: Path) -> dict[str, Any]:
@@ -247,6 +312,9 @@ def _with_defaults(values: dict[str, Any], folders: dict[str, str], path: Path) 
     paths = values["input.paths"]
     here = folders["input.paths"]
     found["input.paths"] = [_absolute(p, here) for p in ([paths] if isinstance(paths, str) else paths)]
+    if "input.follow" in values:
+        follow, here = values["input.follow"], folders["input.follow"]
+        found["input.follow"] = [os.path.join(here, os.path.expanduser(f)) for f in ([follow] if isinstance(follow, str) else follow)]
     found.setdefault("job.name", path.stem)
     found.setdefault("reduce.order", "ascending")
     if "input.format" not in values:
@@ -280,8 +348,10 @@ def check_together(job: JobFile) -> None:
             raise job.fail(name, f"there is no built-in function {function!r}; {name} is {wanted}{_near(function, list(known))}")
     if job["job.name"] != os.path.basename(job["job.name"]) or job["job.name"] in ("", ".", ".."):
         raise job.fail("job.name", f"name = {job['job.name']!r}: the name becomes part of a folder's name, it cannot be empty or hold '/'")
+    if len(os.fsencode(job["job.name"])) > NAME_MAX:
+        raise job.fail("job.name", f"name = {_shown(job['job.name'])}: the name becomes part of a folder's name, it may have {NAME_MAX} bytes")
     if job["input.format"] == "text":
-        for key in ("input.group", "input.columns"):
+        for key in ("input.group", "input.columns", "input.follow"):
             if job[key] is not None:
                 raise job.fail(key, f"{key.split('.')[1]!r} is for format = 'hdf5'; text has one column, 'line'")
     _check_map(job)

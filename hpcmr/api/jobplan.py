@@ -168,7 +168,7 @@ def _hdf5_columns(job: JobFile, value: Any) -> tuple[Node, bool]:
     column = value if isinstance(value, str) and value != "file" else None
     file = "value" if value == "file" else None
     wanted = [key, column] if column and column != key else [key]
-    node = read_hdf5(job["input.paths"], job["input.group"] or "/", job["input.columns"] or wanted, file=file)._node
+    node = read_hdf5(job["input.paths"], job["input.group"] or "/", job["input.columns"] or wanted, file=file, follow=job["input.follow"] or ())._node
     if column == key:
         return _step(job, "columns", node, _twice(key)), True
     names = {a: b for a, b in zip(wanted, ("key", "value"), strict=False) if a != b}
@@ -191,7 +191,7 @@ def _users_mapper(job: JobFile) -> tuple[Node, bool]:
 
     file = "file" if job["map.value"] == "file" else None
     if job["input.format"] == "hdf5":
-        node = read_hdf5(job["input.paths"], job["input.group"] or "/", job["input.columns"], file=file)._node
+        node = read_hdf5(job["input.paths"], job["input.group"] or "/", job["input.columns"], file=file, follow=job["input.follow"] or ())._node
     else:
         node = _text(job, file)
     return _step(job, job["map.function"], node, FlatMap(_load(job, "map.function"))), True
