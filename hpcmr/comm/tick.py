@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpcmr.comm.collective import collective
+from hpcmr.comm.pulse import PULSE
 from hpcmr.comm.waiting import Backoff
 from hpcmr.comm.world import MpiWorld, World
 from hpcmr.errors import HpcmrError
@@ -97,4 +98,7 @@ class Tick:
                 raise self.world.stalled(f"tick {self.count} ({time.monotonic() - since:.0f} s)")
         self.in_flight = False
         self.count += 1
-        return self._all.copy()
+        table = self._all.copy()
+        PULSE.beat()
+        PULSE.ticked(table)
+        return table

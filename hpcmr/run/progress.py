@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 import sys
 import time
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
+from hpcmr.comm.pulse import PULSE
 from hpcmr.run.drive import NBYTES, PIECES, ROWS, WEIGHT, Table
 from hpcmr.run.memory import show_nbytes
+
+if TYPE_CHECKING:
+    from hpcmr.run.session import Session
 
 TERMINAL_EVERY_S = 0.2
 LOG_EVERY_S = 10.0
@@ -54,34 +58,54 @@ class Progress:
 
 
 class StageProgress:
-    """The progress of one stage, fed with the tables of ticks.
+    """The progress of one stage, fed with the tables of ticks: to the terminal, to ``status.json``, and to the watchdog.
 
     Parameters
     ----------
-    progress : Progress or None
-        None says nothing.
-    title : str
+    session : Session
+        Its `progress` (None says nothing) and the status of its `attempt`.
+    number, of : int
+        Of the stage, and how many there are as far as it is known.
+    name : str
     total : int
         Weight of all pieces.
     """
 
-    def __init__(self, progress: Progress | None, title: str, total: int) -> None:
-        self._progress, self._title, self._total = progress, title, total
+    def __init__(self, session: Session, number: int, of: int, name: str, total: int) -> None:
+        self._progress = session.progress
+        self._status = session.attempt.status if session.attempt is not None else None
+        self._number, self._of, self._name, self._total = number, of, name, total
+        self._title = f"stage {number} of {of}, {name}"
         self._began_s = time.monotonic()
+        PULSE.phase = self._title
+        if self._status is not None:
+            self._status.update(stage=self._stage(0.0), rates=None, eta_s=None)
 
     def update(self, table: Table) -> None:
-        if self._progress is None or not self._progress.due():
+        line = self._progress is not None and self._progress.due()
+        status = self._status is not None and self._status.due()
+        if not line and not status:
             return
         sums: Any = table.sum(axis=0)
-        self._progress.line(progress_line(self._title, float(sums[WEIGHT]) / max(1, self._total), time.monotonic() - self._began_s, int(sums[ROWS]),
-                                          int(sums[NBYTES]), int(sums[PIECES])))
+        share, seconds = min(1.0, float(sums[WEIGHT]) / max(1, self._total)), max(time.monotonic() - self._began_s, 1e-9)
+        rows, nbytes = int(sums[ROWS]), int(sums[NBYTES])
+        if self._progress is not None and line:
+            self._progress.line(progress_line(self._title, share, seconds, rows, nbytes, int(sums[PIECES])))
+        if self._status is not None and status:
+            self._status.update(stage=self._stage(share), rates={"rows_s": rows / seconds, "nbytes_s": nbytes / seconds},
+                                eta_s=seconds * (1 - share) / share if share > 0 else None)
+
+    def _stage(self, share: float) -> dict[str, Any]:
+        return {"number": self._number, "of": self._of, "name": self._name[:1000], "done": share}
 
     def note(self, what: str) -> None:
         """Say what goes on after the pieces, on a terminal."""
+        PULSE.phase = f"{self._title}: {what}"
         if self._progress is not None and self._progress.terminal and self._progress.due():
             self._progress.line(f"{self._title}: {what}")
 
     def end(self) -> None:
+        PULSE.phase = f"{self._title}: at its end"
         if self._progress is not None:
             self._progress.clear()
 

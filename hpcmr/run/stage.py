@@ -111,7 +111,7 @@ class Stage:
         feed = self.feed
         late = {p for group in feed.late for p in group}
         groups: list[Any] = [SomeFeed(feed, [p for p in range(feed.count) if p not in late]) if late else feed]
-        self._watch = StageProgress(self.session.progress, f"stage {self.number} of {self.action.total}, {self.name}", _weight(feed))
+        self._watch = StageProgress(self.session, self.number, self.action.total, self.name, _weight(feed))
         self._pieces = self._numbers = 0
         for i, group in enumerate([None, *feed.late]):
             if group is not None:
