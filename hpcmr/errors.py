@@ -8,6 +8,7 @@
     |   |-- InputError    2   an input is missing, unreadable or of the wrong shape
     |   |-- Superseded    2   another attempt has taken over: this one may not commit any more
     |   `-- MemoryTooSmall 2  the budget cannot hold what the job needs at least
+    |-- Stopped           75 told to stop: checkpointed, and resumable
     |-- FunctionError     1   a function of the user's raised, or returned the wrong thing
     |-- DataError         1   data that an operation cannot take (a cast, an overflow, a damaged file met while running)
     |-- StorageError      1   writing failed: disk full, read-only, vanished
@@ -111,6 +112,12 @@ class ConservationError(HpcmrError):
 
 class RemoteError(HpcmrError):
     """Another rank failed with an error that is not one of this package's."""
+
+
+class Stopped(HpcmrError):
+    """The job was told to stop: it has committed a checkpoint, and the next start goes on from there."""
+
+    exit_code = EXIT_RESUMABLE
 
 
 class RankDied(HpcmrError):

@@ -37,6 +37,8 @@ class JobContext:
         ``--set seed=...``, else 0; the same on all ranks.
     rank, size : int
         This process and the number of them.
+    array_id : int or None
+        The task of ``submit --array`` that this is.
     log : logging.Logger
         ``ctx.log.info(...)`` goes to stderr, from rank 0 only.
 
@@ -48,12 +50,15 @@ class JobContext:
     def __init__(self, world: World, name: str, params: Mapping[str, Any], run_dir: Path, outputs: Mapping[str, Any]) -> None:
         # Made while all ranks are here: at the first use one of them may have failed already.
         self._comm = None if world.comm is None else world.comm.Dup()
+        if world.watch is not None:
+            world.watch.guard(self._comm)
         self._outputs = dict(outputs)
         self._named: list[str] = []
         self.name = name
         self.params = Params(params)
         self.run_dir = run_dir
         self.seed = _seed_of(params)
+        self.array_id: int | None = None
         self.rank = world.rank
         self.size = world.size
         self.log = job_logger(world.rank)
@@ -92,7 +97,7 @@ class JobContext:
 
     def fingerprint(self) -> tuple[Any, ...]:
         """What counts of a context that a function of the user's captured."""
-        return ("context", dict(self.params), self.seed)
+        return ("context", dict(self.params), self.seed, *(() if self.array_id is None else (self.array_id,)))
 
 
 def _seed_of(params: Mapping[str, Any]) -> int:

@@ -107,7 +107,7 @@ def examine(world: World | None, hosts: list[str], crossed: str) -> list[Fact]:
     facts += mpi
     facts += _launcher(bound)
     facts.append(_ranks(bound, world, hosts, crossed))
-    checks: list[Callable[[], Fact]] = [_shared_memory, lambda: _cache(packages), _scratch, lambda: _threads(world), lambda: _memory(world),
+    checks: list[Callable[[], Fact]] = [lambda: _recovery(bound, world), _shared_memory, lambda: _cache(packages), _scratch, lambda: _threads(world), lambda: _memory(world),
                                         lambda: _slurm(bound)]
     return facts + [check() for check in checks]
 
@@ -230,6 +230,19 @@ def _ranks(bound: Bound | None, world: World | None, hosts: list[str], crossed: 
     said = " ".join((done.stdout + done.stderr).split())[-200:]
     return Fact("ranks", f"two ranks that were started do not see one another (exit code {done.returncode}): {said}", WRONG,
                 "use the launcher of the MPI that mpi4py is bound to")
+
+
+def _recovery(bound: Bound | None, world: World | None) -> Fact:
+    """Whether a job can go on when ranks die: under a launcher by trying the calls, else by how the library was built."""
+    if world is not None and world.comm is not None:
+        from hpcmr.comm.recovery import probe
+
+        why = probe()
+        return Fact("recovery", "jobs with --recover survive the death of ranks" if why is None else f"a rank that dies ends the job: {why}",
+                    OK if why is None else NOTE)
+    if bound is None or not bound.ft:
+        return Fact("recovery", f"a rank that dies ends the job: {bound or 'no MPI'} cannot go on without it, Open MPI 5 can", NOTE)
+    return Fact("recovery", "jobs under `hpcmr launch` survive the death of ranks")
 
 
 def _shared_memory() -> Fact:

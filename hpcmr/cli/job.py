@@ -21,7 +21,9 @@ from hpcmr.errors import EXIT_DONE, EXIT_FAILED, HpcmrError
 if TYPE_CHECKING:
     from hpcmr.api.context import JobContext
     from hpcmr.api.jobfile import JobFile
+    from hpcmr.comm.recovery import Death
     from hpcmr.comm.world import World
+    from hpcmr.run.command import Ending
     from hpcmr.run.session import Session
 
 FINALIZE_LIMIT_S = 20.0
@@ -48,6 +50,11 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser("job", help="run a job file, or a .py file that defines job(ctx)", epilog=EPILOG,
                                    description="Run a job on the ranks that the launcher started, or on one without a launcher.",
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_options(parser)
+
+
+def add_options(parser: Any) -> None:
+    """The words of ``job``; ``submit`` takes them as well, and passes them on."""
     parser.add_argument("spec", nargs="?", metavar="SPEC", help="the job: a .toml or a .py file")
     parser.add_argument("--set", action="append", default=[], dest="settings", metavar="KEY=VALUE",
                         help="set a key of the job file, or a parameter of the job")
@@ -55,8 +62,13 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--memory", metavar="SIZE", help="memory for each rank, for example 4GiB or 500M (default: a share of what the node grants)")
     parser.add_argument("--scratch", metavar="DIR",
                         help="folder on each node for what does not fit in memory (default: Slurm's for the job, $TMPDIR)")
+    survive = parser.add_mutually_exclusive_group()
+    survive.add_argument("--recover", action="store_true",
+                         help="go on with the ranks that live when others die (Open MPI 5 under `mpirun --with-ft ulfm`; `hpcmr launch` does so)")
+    survive.add_argument("--no-recover", action="store_true", help="a rank that dies ends the job, also under `hpcmr launch`")
     parser.add_argument("--explain", action="store_true", help="print the plan and run nothing")
     parser.add_argument("--fresh", action="store_true", help="discard what an earlier run left: its run directory and its outputs")
+    parser.add_argument("--array-id", type=int, help=argparse.SUPPRESS)       # of batch scripts: the task of an array that this is
     loud = parser.add_mutually_exclusive_group()
     loud.add_argument("-q", "--quiet", action="store_true", help="say nothing but errors on stderr")
     loud.add_argument("-v", "--verbose", action="store_true", help="say more on stderr, such as the plan of each action")
@@ -76,12 +88,15 @@ class Order:
 def prepare(args: argparse.Namespace) -> Order:
     """Read the command line's words and the job file. Rank 0 only. Raises `JobSpecError`."""
     from hpcmr.api.context import check_one_path, outputs_of
-    from hpcmr.api.jobfile import nested, parse_settings, read_job_file
+    from hpcmr.api.jobfile import Setting, nested, read_job_file, task_settings
     from hpcmr.api.jobspec import default_run_dir, find_spec, named_outputs
 
-    settings = parse_settings(args.settings)
+    settings = task_settings(args.settings, args.array_id)
     path = find_spec(args.spec)
     file = read_job_file(path, settings) if path.suffix == ".toml" else None
+    if file is not None and args.array_id is not None and file["output.path"] and not any(s.key == ("output", "path") for s in settings):
+        whole = ("output", "path"), f"{file['output.path']}/{args.array_id}"
+        file = read_job_file(path, [*settings, Setting(*whole, "--array-id")])
     params = nested(settings)
     if file is None:
         check_one_path(named_outputs(path), outputs_of(params))
@@ -102,10 +117,40 @@ def run(args: argparse.Namespace) -> int:
     _speak(args, world.rank)
     try:
         order = world.on_root(lambda: prepare(args))
-        session, ctx = _session(order, args, world)
+        if args.recover:
+            from hpcmr.comm import recovery
+
+            recovery.enable(world)
     except (HpcmrError, KeyboardInterrupt) as error:
         return _failed(error, world)
-    return _execute(order, session, ctx, args)
+    from hpcmr.run.command import run_on
+
+    world, code = run_on(world, lambda world, deaths: _attempt(order, args, world, deaths))
+    return world.leave(code)
+
+
+def _attempt(order: Order, args: argparse.Namespace, world: World, deaths: tuple[Death, ...]) -> Ending:
+    """All that belongs to one attempt; after `deaths` it is another one at the same run, on the ranks that live."""
+    from hpcmr.run.command import Ending
+    from hpcmr.run.report import degraded
+
+    _speak(args, world.rank)
+    try:
+        session, ctx = _session(order, args, world)
+    except (HpcmrError, KeyboardInterrupt) as error:
+        world.settle(error)
+        return Ending(_failed(error, world))
+    if deaths:
+        session.say(f"{world.size} rank{'s' if world.size > 1 else ''} go on after {world.recovered_s:.2f} s: {'; '.join(map(str, deaths))}")
+    code = _execute(order, session, ctx, args)
+
+    def tell() -> None:
+        if deaths:
+            session.log.warning("%s", degraded(deaths, world.size))
+        if code == EXIT_DONE:
+            _tell_end(session, args)
+
+    return Ending(code, tell, session.scratch.close)
 
 
 def _session(order: Order, args: argparse.Namespace, world: World) -> tuple[Session, JobContext]:
@@ -115,6 +160,7 @@ def _session(order: Order, args: argparse.Namespace, world: World) -> tuple[Sess
 
     outputs = outputs_of(order.params)
     ctx = JobContext(world, order.name, order.params, order.run_dir, outputs)
+    ctx.array_id = args.array_id
     session = Session(world, order.run_dir, args.memory, ctx.seed, order.params, name=order.name,
                       progress=None if args.quiet else Progress(), command_line=True, scratch=args.scratch)
     session.fresh = args.fresh
@@ -137,8 +183,6 @@ def _execute(order: Order, session: Session, ctx: JobContext, args: argparse.Nam
     if code == EXIT_FAILED:
         # What was under way when it failed may keep MPI from finalizing: then leave without.
         faulthandler.dump_traceback_later(FINALIZE_LIMIT_S, exit=True, file=open(os.devnull, "w"))
-    if code == EXIT_DONE and ctx.rank == 0:
-        _tell_end(session, args)
     return code
 
 

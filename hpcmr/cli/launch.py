@@ -13,6 +13,10 @@ examples:
   python -m hpcmr launch -n 4 job wordcount.toml
   python -m hpcmr launch -n 4 --print job wordcount.toml      say which launcher and flags, start nothing
   python -m hpcmr launch -n 4 --mpirun-args="--hostfile nodes" job wordcount.toml
+  python -m hpcmr launch -n 4 job wordcount.toml --no-recover
+
+With Open MPI 5 a job survives the death of ranks: what that takes is given to mpirun, and --recover to the job. It means Open MPI's own
+transports (ob1) in the place of UCX and the like; where these matter more, --no-recover (of launch, or of the job) leaves all as it is.
 
 The exit code is that of the command: 0 done, 1 failed, 2 refused before any work, 75 resumable; 130 and 143 where launch itself
 was interrupted or terminated.
@@ -27,6 +31,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("-n", type=_positive, default=None, dest="ranks", metavar="N",
                         help="number of ranks (default: the tasks of the Slurm allocation, else the cores of this machine)")
     parser.add_argument("--print", action="store_true", dest="show", help="print the command line and why, start nothing")
+    parser.add_argument("--no-recover", action="store_true", help="a rank that dies ends the job")
     parser.add_argument("--mpirun-args", default="", metavar="ARGS", help="more words for the launcher, in one quoted string")
     parser.add_argument("words", nargs=argparse.REMAINDER, metavar="COMMAND ...", help="for example: job wordcount.toml --set output.path=out")
 
@@ -50,7 +55,10 @@ def run(args: argparse.Namespace) -> int:
                       f"run `python -m hpcmr {words[0]}` there, or launch outside of it")
     n = args.ranks or launcher.default_ranks()
     bound = launcher.bound_mpi()
-    start = launcher.command(n, bound, launcher.find_launchers(bound), launcher.srun_kinds())
+    wanted = words[0] == "job" and (n > 1 or "--recover" in words) and not args.no_recover and "--no-recover" not in words
+    start = launcher.command(n, bound, launcher.find_launchers(bound), launcher.srun_kinds(), recover=wanted)
+    if start.recovers and "--recover" not in words:
+        words.append("--recover")
     start.words.extend(shlex.split(args.mpirun_args))
     line = ["-m", "hpcmr", *words]
     if args.show:

@@ -131,13 +131,14 @@ FT_FLAGS = ("--with-ft", "ulfm", "--mca", "coll", "^han,cuda,hcoll,portals4")
 # -- starting ranks ----------------------------------------------------------------------------------------------------
 
 _PROBE = """
-import json, mpi4py
+import ctypes, json, mpi4py
 mpi4py.rc.initialize = False
 from mpi4py import MPI
 maps = open("/proc/self/maps").read().split() if __import__("os").path.exists("/proc/self/maps") else []
 paths = sorted({p for p in maps if "/libmpi" in p and ".so" in p}, key=lambda p: (not p.rpartition("/")[2].startswith("libmpi.so"), p))
+ft = bool(paths) and hasattr(ctypes.CDLL(paths[0]), "ompi_ftmpi_enabled")
 print(json.dumps({"library": MPI.Get_library_version().strip(), "vendor": MPI.get_vendor()[0], "version": ".".join(map(str, MPI.get_vendor()[1])),
-                  "mpi4py": mpi4py.__version__, "path": paths[0] if paths else ""}))
+                  "mpi4py": mpi4py.__version__, "path": paths[0] if paths else "", "ft": ft}))
 """
 
 
@@ -150,6 +151,7 @@ class Bound:
     version: str
     mpi4py: str
     path: str
+    ft: bool = False         # built with ULFM, which lets ranks survive the death of others
 
     @property
     def family(self) -> str:
@@ -232,10 +234,11 @@ class Command:
     words: list[str]
     env: dict[str, str]
     why: str
+    recovers: bool = False
 
 
 def command(n: int, bound: Bound, launchers: list[Found], kinds: list[str], env: Mapping[str, str] | None = None, cores: int | None = None,
-            root: bool | None = None) -> Command:
+            root: bool | None = None, recover: bool = False) -> Command:
     """The launcher and the flags that fit the MPI that mpi4py is bound to. Pure: everything it goes by is an argument.
 
     Parameters
@@ -248,6 +251,8 @@ def command(n: int, bound: Bound, launchers: list[Found], kinds: list[str], env:
         Cores of this machine that may be used.
     root : bool, optional
         Whether the user is root.
+    recover : bool
+        Ranks are to survive the death of others, where this MPI and its launcher can do that (`Command.recovers` tells).
 
     Raises
     ------
@@ -274,7 +279,10 @@ def command(n: int, bound: Bound, launchers: list[Found], kinds: list[str], env:
     flags += ["--bind-to", "none"]        # ranks of two runs bound to the same cores, or to one core of a Slurm share, take turns
     # Open MPI counts cores, not hardware threads, hence half of what the system shows may be all it grants.
     flags += ["--oversubscribe"] if n > (slots if in_slurm else max(1, slots // 2)) else []
-    return Command([fits.path, "-n", str(n), *flags], {}, f"the mpirun of {bound}, the MPI of mpi4py" + (", inside Slurm" if in_slurm else ""))
+    recover = recover and bound.ft
+    flags += FT_FLAGS if recover else ()
+    why = f"the mpirun of {bound}, the MPI of mpi4py" + (", inside Slurm" if in_slurm else "") + (", with recovery" if recover else "")
+    return Command([fits.path, "-n", str(n), *flags], {}, why, recover)
 
 
 def default_ranks(env: Mapping[str, str] | None = None) -> int:

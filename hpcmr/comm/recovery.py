@@ -168,6 +168,23 @@ class Watch:
             self._dead()
             raise self.died()
 
+    # -- leaving ---------------------------------------------------------------------------------------------------
+
+    def leave(self, code: int) -> int:
+        """The end of the process: after a death it does not return, but exits with `code` at once.
+
+        `MPI_Finalize` may wait for the dead for ever, so that it is left out after a death, and given `FINALIZE_LIMIT_S` where nobody
+        has died so far. Leaving without works under ``--with-ft`` only: plain Open MPI makes exit code 1 of it.
+        """
+        if self.deaths or self._dead():
+            _exit(code)
+        late = threading.Timer(FINALIZE_LIMIT_S, _exit, [code])
+        late.daemon = True
+        late.start()
+        self._mpi.Finalize()
+        late.cancel()
+        return code
+
 
 def agreed(comm: MPI.Comm, mine: bool) -> bool:
     """Whether all ranks of `comm` live and say yes; the same answer on all, whoever dies meanwhile. Also over a revoked communicator.
@@ -333,28 +350,6 @@ def _world_over(shrunk: MPI.Comm, members: Sequence[Member], deaths: Sequence[De
         with contextlib.suppress(mpi_module().Exception):
             shrunk.Revoke()
         return None
-
-
-# -- leaving -----------------------------------------------------------------------------------------------------------
-
-
-def leave(world: World, code: int) -> int:
-    """The end of the process, where all is committed and said: after a death it does not return, but exits with `code` at once.
-
-    `MPI_Finalize` may wait for the dead for ever, so that it is left out after a death, and given `FINALIZE_LIMIT_S` where nobody has
-    died so far. Leaving without works under ``--with-ft`` only: plain Open MPI makes exit code 1 of it.
-    """
-    watch = world.watch
-    if watch is None:
-        return code
-    if watch.deaths or watch._dead():
-        _exit(code)
-    late = threading.Timer(FINALIZE_LIMIT_S, _exit, [code])
-    late.daemon = True
-    late.start()
-    mpi_module().Finalize()
-    late.cancel()
-    return code
 
 
 def _exit(code: int) -> NoReturn:

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from hpcmr.comm import launcher
 from hpcmr.comm.collective import collective, pack_error, place_error, strict, to_shared
+from hpcmr.comm.pulse import PULSE
 from hpcmr.comm.waiting import Backoff
 from hpcmr.errors import HpcmrError, RankDied, Refused
 
@@ -106,10 +107,13 @@ class World:
         Host name.
     watch : hpcmr.comm.recovery.Watch or None
         Where the ranks are to survive deaths.
+    recovered_s : float
+        What it took to make this world after deaths, all of them together.
     """
 
     comm: MPI.Comm | None = None
     watch: Watch | None = None
+    recovered_s = 0.0
     rank = 0
     size = 1
     node_rank = 0
@@ -246,11 +250,43 @@ class World:
         with self.together(getattr(fn, "__qualname__", "first_on_node")):
             fn()
 
+    def leave(self, code: int) -> int:
+        """All is committed and said: end MPI, so that the dead keep nobody waiting. Returns `code`, or ends the process with it.
+
+        For the command line only; without recovery it does nothing.
+        """
+        if self.watch is None:
+            return code
+        return self.watch.leave(code)
+
     def abort(self, code: int) -> NoReturn:
         """End the whole job with `code`, at once and on all ranks. For the command line only, never for library calls."""
         sys.stdout.flush()
         sys.stderr.flush()
         raise SystemExit(code)
+
+    def settle(self, error: BaseException | None = None) -> None:
+        """The end of something that all ranks must have or none: return on all ranks if all of them are here, alive, and have it.
+
+        Where recovery is off this does nothing.
+
+        Parameters
+        ----------
+        error : BaseException, optional
+            What went wrong here. If a death is behind it the others come to hear of that, else this returns at once.
+
+        Raises
+        ------
+        RankDied
+            On all ranks that live.
+
+        Notes
+        -----
+        Collective: yes, but for an error that has no death behind it. Cost: one agreement of 4 bytes.
+        """
+        if self.watch is None or (error is not None and self.watch.reason(error) is None):
+            return
+        self.watch.settle(error is None)
 
     # -- for comm/ only --------------------------------------------------------------------------------------------
 
@@ -337,7 +373,9 @@ class MpiWorld(World):
             while not request.Test():
                 if self.watch is not None:
                     self.watch.look()
-                pause = pause or Backoff(limit_s)
+                if pause is None:
+                    pause = Backoff(limit_s)
+                    PULSE.waiting = what
                 if not pause.pause():
                     raise self.stalled(what)
         except self._mpi.Exception as e:
@@ -346,6 +384,7 @@ class MpiWorld(World):
         except RankDied:
             self.forsake([request])
             raise
+        PULSE.beat()
 
     def posted(self, call: Callable[[MPI.Comm], MPI.Request], what: str) -> MPI.Request:
         """The request of a nonblocking call on our communicator, whose errors are ours."""
@@ -364,7 +403,9 @@ class MpiWorld(World):
         statuses: list[MPI.Status] = []
         try:
             done = self._mpi.Request.Testsome(requests, statuses) or []
-            if self.watch is not None and not done:
+            if done:
+                PULSE.beat()
+            elif self.watch is not None:
                 self.watch.look()
             return [(i, s.Get_count(self._mpi.BYTE)) for i, s in zip(done, statuses, strict=False)]
         except self._mpi.Exception as e:
@@ -383,6 +424,8 @@ class MpiWorld(World):
 
     def stalled(self, what: str) -> HpcmrError:
         """The error of a wait that gave up. Ranks that gave up tell each other, so that the ones missing can be named."""
+        if isinstance(PULSE.verdict, HpcmrError):
+            return PULSE.verdict
         note = np.array([self.rank], np.int64)
         others = [r for r in range(self.size) if r != self.rank]
         for r in others:

@@ -1,15 +1,132 @@
-"""A job on the command line: run on all ranks, reported once, with one exit code."""
+"""A job on the command line: run on all ranks, reported once, with one exit code; and run again on those that live, where ranks die.
+
+::
+
+    run_on -- attempt --> Session, run_job, Ending --settle--> said by rank 0, exit code
+      ^                        |
+      `-- recover <-- RankDied '          (with recovery on: a new world, a new session, the same body)
+"""
 
 from __future__ import annotations
 
+import gc
 import sys
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from hpcmr.errors import EXIT_DONE, EXIT_FAILED, HpcmrError
+from hpcmr.comm.world import World
+from hpcmr.errors import EXIT_DONE, EXIT_FAILED, HpcmrError, RankDied
 from hpcmr.run.report import error_report
 from hpcmr.run.session import Session
 
+if TYPE_CHECKING:
+    from hpcmr.comm.recovery import Death
+
 EXIT_INTERRUPTED = 130
+
+
+@dataclass
+class Ending:
+    """What an attempt came to.
+
+    Attributes
+    ----------
+    code : int
+        Exit code, the same on all ranks.
+    tell : callable
+        Says on rank 0 what came of it; called once it is certain.
+    close : callable
+        Gives back on each rank what the attempt has beyond memory; must not raise.
+    """
+
+    code: int
+    tell: Callable[[], None] = lambda: None
+    close: Callable[[], None] = lambda: None
+
+
+Attempt = Callable[[World, "tuple[Death, ...]"], Ending]
+
+
+def run_on(world: World, attempt: Attempt) -> tuple[World, int]:
+    """Make attempts at a job until one is through without a rank that dies; without recovery that is one attempt.
+
+    Parameters
+    ----------
+    world : World
+    attempt : callable
+        ``attempt(world, deaths)``: all that belongs to one attempt, from the session to its end; `deaths` are those of earlier ones.
+        Errors are its own affair, but for those behind which `World.settle` sees a death.
+
+    Returns
+    -------
+    world : World
+        That of the ranks that live.
+    code : int
+
+    Notes
+    -----
+    Collective: yes.
+    """
+    while True:
+        try:
+            ending = attempt(world, deaths_of(world))
+            world.settle()
+            break
+        except RankDied:
+            world = _go_on(world)
+        except (Exception, KeyboardInterrupt, SystemExit) as error:
+            try:
+                world.settle(error)
+            except RankDied:
+                del error        # its traceback holds what the attempt had in memory
+            else:
+                raise
+            world = _go_on(world)
+    try:
+        world = _tell(world, ending)
+    finally:
+        ending.close()
+    return world, ending.code
+
+
+def deaths_of(world: World) -> tuple[Death, ...]:
+    """The ranks of this job that have died so far."""
+    return world.watch.deaths if world.watch is not None else ()
+
+
+def _go_on(world: World) -> World:
+    """The world of the ranks that live. Collective, over these."""
+    from hpcmr.comm.recovery import recover
+
+    began = time.monotonic()
+    made = recover(world)
+    gc.collect()
+    made.recovered_s += time.monotonic() - began
+    return made
+
+
+def _tell(world: World, ending: Ending) -> World:
+    """Let rank 0 say what came of it: where it dies over that, the next one does. Returns the world of those that live."""
+    error: BaseException | None = None
+    while True:
+        if world.rank == 0:
+            try:
+                ending.tell()
+                sys.stdout.flush()
+            except Exception as e:      # a reader that has seen enough; the others shall not wait
+                error = e
+        teller = world.watch.members[0] if world.watch is not None else None
+        try:
+            world.settle()
+        except RankDied:
+            world = _go_on(world)
+            if world.watch is None or teller not in world.watch.members:
+                continue
+        if error is not None:
+            raise error
+        return world
 
 
 def run_job(session: Session, body: Callable[[], None], command: str = "hpcmr job") -> int:
@@ -30,6 +147,11 @@ def run_job(session: Session, body: Callable[[], None], command: str = "hpcmr jo
     int
         The exit code, the same on all ranks. Rank 0 has said what went wrong.
 
+    Raises
+    ------
+    RankDied
+        Where recovery is on.
+
     Notes
     -----
     Collective: yes.
@@ -39,6 +161,7 @@ def run_job(session: Session, body: Callable[[], None], command: str = "hpcmr jo
         with session:
             body()
     except (Exception, KeyboardInterrupt, SystemExit) as e:
+        session.world.settle(e)
         error = e
     if error is None or error is not session.agreed_error:
         error = _agreed(session, error)
@@ -61,6 +184,7 @@ def _agreed(session: Session, error: BaseException | None) -> BaseException | No
     try:
         session.world.agree(error, "the end of the job", session.grace_s if error is not None else None)
     except (Exception, KeyboardInterrupt) as e:
+        session.world.settle(e)
         if error is not None and session.grace_s is not None and isinstance(e, HpcmrError) and not e.ranks:
             session.last_words(error)
         return e
