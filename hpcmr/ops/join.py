@@ -20,10 +20,11 @@ from hpcmr.data.keys import as_words
 from hpcmr.data.schema import ColumnType, Schema
 from hpcmr.errors import JobSpecError
 from hpcmr.ops.contract import Collective, Origin, StageContext
-from hpcmr.ops.join_cuts import Cuts, agree_on_cuts
+from hpcmr.ops.join_cuts import Cuts, Plan, agree_on_cuts
 from hpcmr.ops.join_index import BLOCK_NBYTES, Index, Prober
 from hpcmr.ops.join_keys import HOWS, Columns, key_batch
 from hpcmr.ops.join_rows import JoinSide, Matches, joined
+from hpcmr.ops.settled import pack, unpack
 
 BROADCAST_NBYTES = 128 << 20
 """Right sides up to this size go to every rank. A constant: the way decides the order of the result."""
@@ -127,13 +128,27 @@ class Join:
 
     def settle(self, together: Collective) -> None:
         """Agree on the keys that are spread over several pieces. Collective: yes."""
-        plan = agree_on_cuts(self.left.sampler, self.right.sampler, self.how, self.ctx.partitions, together)
+        self._adopt(agree_on_cuts(self.left.sampler, self.right.sampler, self.how, self.ctx.partitions, together), together.rank)
+
+    def _adopt(self, plan: Plan, rank: int) -> None:
+        self.plan = plan
         self.cuts = self.left.cuts = self.right.cuts = plan.cuts
         # What all ranks know is said by one.
-        self.left.expected = plan.weights if together.rank == 0 else np.zeros_like(plan.weights)
+        self.left.expected = plan.weights if rank == 0 else np.zeros_like(plan.weights)
         self.right.expected = np.zeros_like(plan.weights)
-        if plan.cuts is not None and together.rank == 0:
+        if plan.cuts is not None and rank == 0:
             self.ctx.count("keys spread over ranks", len(plan.cuts.hot))
+
+    def settled(self) -> Batch:
+        """The keys that are spread, and where they are cut.
+
+        These come from samples of a bounded size on each rank, and so from the number of ranks: the rows and their order are the same with
+        any cuts, but the pieces of the result are those of these.
+        """
+        return pack(self.plan.told())
+
+    def resettle(self, found: Batch) -> None:
+        self._adopt(Plan.of(unpack(found)), getattr(self.ctx, "rank", 0))
 
     def finish(self, partition: int) -> Batch:
         blocks = list(self.finish_blocks(partition))

@@ -12,6 +12,7 @@ All of it is a matter of who does the work: the rows, and their order, are the s
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -229,6 +230,21 @@ class Plan:
 
     cuts: Cuts | None
     weights: Index
+
+    def told(self) -> Any:
+        """The same as plain values."""
+        cuts = self.cuts
+        hot = [] if cuts is None else [(h.left_cuts, h.right_cuts, bool(h.meets)) for h in cuts.hot]
+        return self.weights, None if cuts is None else (cuts.hot_keys, cuts.partition, hot, len(cuts.first))
+
+    @classmethod
+    def of(cls, told: Any) -> Plan:
+        """Inverse of `told`."""
+        weights, cuts = told
+        if cuts is None:
+            return cls(None, weights)
+        keys, partition, hot, partitions = cuts
+        return cls(Cuts(keys, partition, [Hot(left, right, meets) for left, right, meets in hot], partitions), weights)
 
 
 def agree_on_cuts(left: Sampler, right: Sampler, how: str, partitions: int, together: Collective) -> Plan:

@@ -14,6 +14,7 @@ from hpcmr.data.batch import Batch
 from hpcmr.data.schema import ColumnType, Field, Schema
 from hpcmr.errors import JobSpecError
 from hpcmr.ops.contract import Origin
+from hpcmr.ops.settled import pack, unpack
 
 if TYPE_CHECKING:
     from hpcmr.ops.contract import Collective
@@ -120,6 +121,23 @@ class Ordered(ABC):
         self._carried = {part: carry for (part, _), carry in zip(everything, found, strict=True)}
         self._summaries = {}
         self._at = (-1, -1)
+
+    def settled(self) -> Batch | None:
+        """What each part has to know. Parts begin where pieces do, or where ranks that share a piece of rows in memory met: of these only
+        the first is asked for by a run that continues, which has whole pieces.
+        """
+        return pack([(piece, row, self.kept(carry)) for (piece, row), carry in self._carried.items()])
+
+    def resettle(self, found: Batch) -> None:
+        self._carried = {(piece, row): self.taken_back(kept) for piece, row, kept in unpack(found)}
+
+    def kept(self, carry: Any) -> Any:
+        """A carry as plain values, arrays or batches."""
+        return carry
+
+    def taken_back(self, kept: Any) -> Any:
+        """Inverse of `kept`."""
+        return kept
 
     def apply(self, batch: Batch, origin: Origin) -> Batch:
         if self._moves(batch, origin):

@@ -88,6 +88,12 @@ class Rank(Ordered):
                 at = Place(at.rows + run.rows, at.runs + run.runs - joined, start, run.last)
         return found
 
+    def kept(self, carry: Place) -> Any:
+        return tuple(carry)
+
+    def taken_back(self, kept: Any) -> Place:
+        return Place(*kept)
+
     def begin(self, carry: Place | None) -> Place:
         return carry or Place()
 

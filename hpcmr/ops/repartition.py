@@ -13,6 +13,7 @@ from hpcmr.errors import ConservationError, JobSpecError
 from hpcmr.ops.contract import Collective, Origin, StageContext
 from hpcmr.ops.hold import compact_copy, real_nbytes
 from hpcmr.ops.keyed_rows import Index, KeyedRows
+from hpcmr.ops.settled import pack, unpack
 
 NUMBER = "#number"
 
@@ -80,6 +81,16 @@ class Repartition:
             # All ranks know all parts: the second time a split may be read by another rank.
             self.starts.setdefault(split, []).append((first, self.total))
             self.total += n
+
+    def settled(self) -> Batch:
+        parts = [(split, first, number) for split, found in self.starts.items() for first, number in found]
+        return pack((self.total, np.array(parts, np.int64).reshape(-1, 3)))
+
+    def resettle(self, found: Batch) -> None:
+        self.total, parts = unpack(found)
+        self.starts = {}
+        for split, first, number in parts.tolist():
+            self.starts.setdefault(split, []).append((first, number))
 
     def weights(self) -> Any:
         """What each part has of this rank's rows does not matter: all parts are of equal length."""

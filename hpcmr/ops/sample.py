@@ -16,6 +16,7 @@ from hpcmr.data.batch import Batch, FixedColumn
 from hpcmr.data.schema import Schema
 from hpcmr.errors import JobSpecError
 from hpcmr.ops.contract import Origin
+from hpcmr.ops.settled import pack, unpack
 
 if TYPE_CHECKING:
     from hpcmr.ops.contract import Collective
@@ -171,6 +172,12 @@ class SampleCount(_Drawn):
             else:
                 low = middle + 1
         self.limit = low
+
+    def settled(self) -> Batch:
+        return pack(self.limit)
+
+    def resettle(self, found: Batch) -> None:
+        self.limit = unpack(found)
 
     def apply(self, batch: Batch, origin: Origin) -> Batch:
         return self.kept(batch, origin, self.limit)

@@ -99,6 +99,12 @@ class SumScan(_Scan):
             return list(accumulate(summaries, Total.plus, initial=NOTHING))[:-1]
         return list(accumulate(summaries, initial=0))[:-1]
 
+    def kept(self, carry: Any) -> Any:
+        return tuple(carry) if self.float else carry
+
+    def taken_back(self, kept: Any) -> Any:
+        return Total(*kept) if self.float else kept
+
     def begin(self, carry: Any) -> Any:
         if self.float:
             return RunningSum(carry or NOTHING)

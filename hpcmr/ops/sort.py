@@ -24,6 +24,7 @@ from hpcmr.data.sort_keys import Sorter, SortLayout, directions, encode_sort_key
 from hpcmr.errors import JobSpecError
 from hpcmr.ops.contract import Collective, Origin, StageContext
 from hpcmr.ops.keyed_rows import owned
+from hpcmr.ops.settled import pack, unpack
 from hpcmr.ops.splitters import Sample, Splitters, origin_word
 
 ROUND_NBYTES = 64 << 20      # records that are scattered, and exchanged, at a time
@@ -110,21 +111,41 @@ class Sort:
         """Agree on what the keys and records look like, and on the splitters."""
         told = [*self._nulls.values(), *self._longest.values()]
         agreed = together.allreduce(np.array([*told, 0], np.int64), "max").tolist()
-        nullable = {n for n, null in zip(self._nulls, agreed, strict=False) if null}
-        lengths = dict(zip(self._longest, agreed[len(self._nulls):], strict=False))
-        self.layout = SortLayout.of(self.schema, self.by, self.descending, nullable, lengths)
-        long = {f.name: lengths.get(f.name, f.type.row_nbytes) > f.inline_nbytes for f in self.layout.fields if f.is_string}
-        self.long = tuple(n for n, found in long.items() if found)
-        hidden = [n for n in self.hidden if n not in self.long]
-        self.records = RecordLayout.of(self.schema, self.layout, nullable, hidden)
+        nulls = {n: bool(null) for n, null in zip(self._nulls, agreed, strict=False)}
+        self._form = nulls, dict(zip(self._longest, agreed[len(nulls):], strict=False))
+        self._agree_on_records()
         nothing = Batch.empty(self.schema)
         sample = self.sample.gather(together, nothing) if self.sample is not None else None
         self.sample = None
         self._take(-self._sampled)
         self._sampled = 0
-        self.splitters = Splitters(sample, self.layout, self.ctx.partitions, self.long) if sample is not None else None
+        self.splitters = Splitters.chosen(sample, self.layout, self.ctx.partitions, self.long) if sample is not None else None
         self._take(self.splitters.nbytes if self.splitters is not None else 0)
+        self._rows_global = int(together.allreduce(np.array([self._observed], np.int64))[0])
         self._prepare()
+
+    def settled(self) -> Batch:
+        """What keys and records look like, the splitters and the rows: from the data alone."""
+        return pack([*self._form, self._rows_global, None if self.splitters is None else self.splitters.rows])
+
+    def resettle(self, found: Batch) -> None:
+        nulls, longest, self._rows_global, rows = unpack(found)
+        self._form = nulls, longest
+        self.sample = None
+        self._agree_on_records()
+        self.splitters = Splitters(rows, self.layout, self.long) if rows is not None else None
+        self._take(self.splitters.nbytes if self.splitters is not None else 0)
+        self._observed = -(-self._rows_global // getattr(self.ctx, "size", 1))
+        self._prepare()
+
+    def _agree_on_records(self) -> None:
+        nulls, lengths = self._form
+        nullable = {n for n, null in nulls.items() if null}
+        self.layout = SortLayout.of(self.schema, self.by, self.descending, nullable, lengths)
+        long = {f.name: lengths.get(f.name, f.type.row_nbytes) > f.inline_nbytes for f in self.layout.fields if f.is_string}
+        self.long = tuple(n for n, found in long.items() if found)
+        hidden = [n for n in self.hidden if n not in self.long]
+        self.records = RecordLayout.of(self.schema, self.layout, nullable, hidden)
 
     def weights(self) -> NDArray[np.int64]:
         """Partitions are of one size."""

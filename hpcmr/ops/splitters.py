@@ -105,23 +105,28 @@ class Splitters:
 
     Parameters
     ----------
-    sample : Batch
-        From `Sample.gather`.
+    rows : Batch
+        These rows, in order, with their origins.
     layout : SortLayout
-    partitions : int
     long : tuple of str
         Columns that have strings longer than their words, on any rank.
     """
 
-    def __init__(self, sample: Batch, layout: SortLayout, partitions: int, long: tuple[str, ...]) -> None:
-        self.layout, self.long = layout, long
+    @classmethod
+    def chosen(cls, sample: Batch, layout: SortLayout, partitions: int, long: tuple[str, ...]) -> Splitters:
+        """From a sample of all rows (`Sample.gather`)."""
         origins = sample[_ORIGIN]
         assert isinstance(origins, FixedColumn)
         order = order_of(sample, layout, origins.values)
-        chosen = order[(np.arange(1, partitions) * len(order)) // partitions] if len(order) else order
-        self.rows = sample.take(chosen).compact()
+        return cls(sample.take(order[(np.arange(1, partitions) * len(order)) // partitions] if len(order) else order).compact(), layout, long)
+
+    def __init__(self, rows: Batch, layout: SortLayout, long: tuple[str, ...]) -> None:
+        self.layout, self.long = layout, long
+        origins = rows[_ORIGIN]
+        assert isinstance(origins, FixedColumn)
+        self.rows = rows
         self.words = encode_sort_keys(self.rows, layout)
-        self.origins = np.ascontiguousarray(origins.values[chosen])
+        self.origins = np.ascontiguousarray(origins.values)
         self._strings = {n: strings_of(self.rows[n]) for n in long}
         self._tails = tails_of(layout, self._strings)
         self._cut()

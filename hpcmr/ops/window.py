@@ -72,6 +72,12 @@ class _Behind(Ordered):
             before = column if len(column) >= self.reach else self._last([before, column])
         return found
 
+    def kept(self, carry: Column) -> Batch:
+        return Batch({"x": carry})
+
+    def taken_back(self, kept: Batch) -> Column:
+        return kept["x"]
+
     def begin(self, carry: Column | None) -> Column:
         return empty_column(self.kind) if carry is None else carry
 
@@ -154,6 +160,10 @@ class Lead(Ordered):
         own = {part: concat_columns(columns) for part, columns in self._summaries.items()}
         super().settle(together)
         self._own = own
+
+    def settled(self) -> None:
+        """The column lies on the ranks by part, so that the first pass is done again."""
+        return None
 
     def begin(self, carry: Column | None) -> tuple[list[Column], int]:
         own = self._own.get(self._part)
