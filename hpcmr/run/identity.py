@@ -11,7 +11,6 @@ Ranks, memory, scratch, the interval of checkpoints and recovery are no part of 
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import hashlib
 import os
@@ -19,7 +18,7 @@ import secrets
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +41,6 @@ SAMPLED_S = 5.0
 """Files of an input that are sampled: so many, spread over the list, and as far as one gets in this time. Which ones is written down."""
 BLOCK_NBYTES, BLOCKS = 16 << 10, 16
 SHOWN = 20
-MODULES_MAX = 4096
 
 Identity = dict[str, Any]
 
@@ -94,59 +92,6 @@ def _places(spec: Path, modules: Sequence[Path]) -> list[tuple[str, Path]]:
         if place not in ("identity.json", "inputs"):
             found[place] = path
     return sorted(found.items())
-
-
-# -- code --------------------------------------------------------------------------------------------------------------
-
-
-def imported_from(spec: Path, folders: Iterable[Path] = ()) -> list[Path]:
-    """Files of the modules that a file imports from its own folder, and those that these import, whether they were run or not.
-
-    Parameters
-    ----------
-    spec : Path
-        A ``.py`` file.
-    folders : iterable of Path, optional
-        Further folders to look into.
-
-    Notes
-    -----
-    Imports inside of functions count, names that are put together at run time are not seen. At most `MODULES_MAX` files.
-    """
-    homes = list(dict.fromkeys([spec.resolve().parent, *(f.resolve() for f in folders)]))
-    found: dict[Path, None] = {}
-    waiting = [spec.resolve()]
-    while waiting and len(found) < MODULES_MAX:
-        path = waiting.pop()
-        for target in _imports(path, homes):
-            if target not in found and target != spec.resolve():
-                found[target] = None
-                waiting.append(target)
-    return sorted(found)
-
-
-def _imports(path: Path, homes: Sequence[Path]) -> list[Path]:
-    try:
-        tree = ast.parse(path.read_bytes())
-    except (OSError, SyntaxError, ValueError, RecursionError):
-        return []        # told when the file is loaded
-    names: list[tuple[Sequence[Path], str]] = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names += [(homes, alias.name) for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            where = homes if not node.level else [path.parents[node.level - 1]] if node.level <= len(path.parents) else []
-            base = node.module or ""
-            names += [(where, base)] + [(where, f"{base}.{alias.name}".lstrip(".")) for alias in node.names]
-    return [file for where, name in names for home in where for file in _files_of(home, name)]
-
-
-def _files_of(home: Path, name: str) -> list[Path]:
-    """Files that importing `name` from `home` runs: those of the packages on the way, and its own."""
-    parts = name.split(".") if name else []
-    packages = [home.joinpath(*parts[:i], "__init__.py") for i in range(1, len(parts) + 1)]
-    own = [home.joinpath(*parts[:-1], f"{parts[-1]}.py")] if parts else [home / "__init__.py"]
-    return [p.resolve() for p in (*packages, *own) if p.is_file()]
 
 
 # -- what is kept ------------------------------------------------------------------------------------------------------
@@ -307,6 +252,25 @@ def changed_inputs(run_dir: Path) -> list[str]:
         found = None if name.startswith(".") else _read(folder / name, INPUT_KEYS, INPUT_FORMAT)
         if found is not None:
             out += _input_changes(found)
+    return out
+
+
+def damages(run_dir: Path) -> list[tuple[Path, str]]:
+    """What in ``spec/`` is not as it was written: file, and what is wrong with it."""
+    out: list[tuple[Path, str]] = []
+    folder = paths.spec_folder(run_dir)
+    try:
+        for place, digest in sorted((read_identity(run_dir) or {"files": {}})["files"].items()):
+            path = folder / place
+            if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest()[:32] != digest:
+                out.append((path, f"{str(path)!r} is not the copy that the run made of its code; what runs is the code where it lies"))
+    except Refused as error:
+        out.append((paths.identity(run_dir), str(error)))
+    for name in files.names_in(folder / "inputs"):
+        try:
+            _read(folder / "inputs" / name, INPUT_KEYS, INPUT_FORMAT)
+        except Refused as error:
+            out.append((folder / "inputs" / name, str(error)))
     return out
 
 

@@ -91,7 +91,7 @@ class Journal:
         self.continued: Entry | None = None
         self._claim_slot = 0
         self._last = 0                       # the highest slot that is known to be taken
-        self._unread: list[int] = []         # slots whose entries are damaged
+        self._unread: dict[int, str] = {}    # slots whose entries are damaged, and how
         self._bad: set[int] = set()          # generations that are not whole
         self._lost: str | None = None        # why this attempt may not commit any more
         self._lock = threading.RLock()
@@ -122,7 +122,7 @@ class Journal:
         return True
 
     def _leave_out(self, slot: int, why: str) -> None:
-        self._unread.append(slot)
+        self._unread[slot] = why
         self.notes.append(f"entry {str(self.folder / paths.slot_name(slot))!r} of the journal {why}; it is left out")
 
     def _take(self, found: list[tuple[Entry, str]]) -> list[Entry]:
@@ -141,6 +141,12 @@ class Journal:
                 if entry.kind == "condemned":
                     self._bad.add(int(entry.body["slot"]))
         return self.entries[before:]
+
+    @property
+    def damaged(self) -> dict[int, str]:
+        """Slots whose entries are left out, with the reason, and those below the last one that are not there at all."""
+        known = {e.slot for e in self.entries} | set(self._unread)
+        return {**self._unread, **{n: "is missing" for n in range(1, self._last) if n not in known}}
 
     @property
     def owner(self) -> Entry | None:
@@ -355,19 +361,22 @@ class Journal:
             return self._remove((there - kept) | drafts)
 
 
-def files_of(body: Any) -> set[str]:
-    """Names of the files of a generation: what stands under ``file``, anywhere in its body."""
-    names, left = set(), [body]
+def values_of(body: Any, key: str) -> Iterator[str]:
+    """The texts that stand under a key, anywhere in a body."""
+    left = [body]
     while left:
         value = left.pop()
         if isinstance(value, Mapping):
-            name = value.get("file")
-            if isinstance(name, str) and paths.is_run_file(name):
-                names.add(name)
+            if isinstance(value.get(key), str):
+                yield value[key]
             left += value.values()
         elif isinstance(value, list | tuple):
             left += value
-    return names
+
+
+def files_of(body: Any) -> set[str]:
+    """Names of the files of a generation: what stands under ``file``, anywhere in its body."""
+    return set(filter(paths.is_run_file, values_of(body, "file")))
 
 
 def owner_name(owner: Any) -> str:

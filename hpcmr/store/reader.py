@@ -31,7 +31,7 @@ OPEN_FILES_MAX = 32
 BATCH_NBYTES = 1 << 20
 VERIFY_NBYTES = 4 << 20
 
-Room = Callable[[str, int], files.Bytes]
+Room = Callable[[str, int], "files.Bytes"]
 """Gives memory for an array of that name and number of bytes."""
 
 
@@ -301,21 +301,30 @@ class StoredTable:
 
     def verify(self) -> None:
         """Read every byte and compare digests; raise `DataError` naming the first shard and array that differ."""
-        for index, shard in enumerate(self.manifest.shards):
-            self._verify(index, shard)
+        for index in range(len(self.manifest.shards)):
+            for what in self.damages(index):
+                raise DataError(what)
 
-    def _verify(self, index: int, shard: Shard) -> None:
+    def damages(self, index: int) -> Iterator[str]:
+        """Read every byte of a shard and tell what of it is not what was written: nothing, if it is whole. Does not raise."""
+        try:
+            yield from self._damages(index, self.manifest.shards[index])
+        except (DataError, InputError) as error:
+            yield str(error)
+
+    def _damages(self, index: int, shard: Shard) -> Iterator[str]:
         block = np.empty(VERIFY_NBYTES, np.uint8)
         frame, at = xxhash.xxh3_128(), 0
+        damaged = f"{self._name(index)!r} is damaged: the bytes "
         for name, offset, nbytes, digest in (*shard.arrays, ("", shard.nbytes, 0, xxhash.xxh3_128().hexdigest())):
             self._feed(index, at, offset - at, block, frame)
             found = xxhash.xxh3_128()
             self._feed(index, offset, nbytes, block, found)
             if found.hexdigest() != digest:
-                raise DataError(f"{self._name(index)!r} is damaged: the bytes of {name!r} are not those that were written; write the output again")
+                yield f"{damaged}of {name!r} are not those that were written; write the output again"
             at = offset + nbytes
         if frame.hexdigest() != shard.frame or shard_digest(shard.frame, shard.arrays) != shard.digest:
-            raise DataError(f"{self._name(index)!r} is damaged: the bytes around its columns are not those that were written; write the output again")
+            yield f"{damaged}around its columns are not those that were written; write the output again"
 
     def _feed(self, index: int, offset: int, nbytes: int, block: files.Bytes, into: Any) -> None:
         while nbytes:

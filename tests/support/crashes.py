@@ -85,6 +85,19 @@ class Recorder:
         with self._lock:
             self.ops.append(Op("mark", data=what.encode()))
 
+    def together(self, rng: np.random.Generator, *works: Callable[[], Any]) -> list[Any]:
+        """Do `works`, of which none sees what another does, and record them as if they had been done at the same time."""
+        results, parts, ops = [], [], self.ops
+        for work in works:
+            self.ops = []
+            results.append(work())
+            parts.append(self.ops)
+        order = rng.permutation([i for i, part in enumerate(parts) for _ in part])
+        self.ops = ops
+        for i in order:
+            ops.append(parts[i].pop(0))
+        return results
+
     def _watched(self, real: Callable[..., Any], note: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **options: Any) -> Any:
             with self._lock:
@@ -391,19 +404,20 @@ def _states_at(ops: Sequence[Op], at: int, rng: np.random.Generator, many: int) 
         yield without(lost, torn)
 
 
-def states(ops: Sequence[Op], seed: int, many: int = 4) -> Iterator[tuple[State, Tree]]:
-    """States of the disk for a power cut before each operation and after the last, each once, with what they hold.
+def states(ops: Sequence[Op], seed: int, count: int, many: int = 4) -> Iterator[tuple[State, Tree]]:
+    """Up to `count` states of the disk with what they hold, no two alike, for power cuts spread over all operations.
 
     `many` is about how many operations are lost or kept alone, and how many parts are drawn at random, at each of them.
     """
     rng = np.random.default_rng(seed)
+    found = [state for at in range(len(ops) + 1) for state in _states_at(ops, at, rng, many)]
     seen: set[bytes] = set()
-    for at in range(len(ops) + 1):
-        for state in _states_at(ops, at, rng, many):
-            tree = state.tree()
-            mark = hashlib.blake2b("\n".join(state.marks).encode(), digest_size=16)
-            for name, content in tree.items():
-                mark.update(f"\n{name}\n{-1 if content is None else len(content)}\n".encode() + (content or b""))
-            if mark.digest() not in seen:
-                seen.add(mark.digest())
-                yield state, tree
+    step = max(1.0, len(found) / count)
+    for state in (found[int(i * step)] for i in range(int(len(found) / step))):
+        tree = state.tree()
+        mark = hashlib.blake2b("\n".join(state.marks).encode(), digest_size=16)
+        for name, content in tree.items():
+            mark.update(f"\n{name}\n{-1 if content is None else len(content)}\n".encode() + (content or b""))
+        if mark.digest() not in seen:
+            seen.add(mark.digest())
+            yield state, tree
