@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import socket
 import sys
 import threading
@@ -71,16 +72,19 @@ class Watch:
         In rank order of the world.
     deaths : sequence of Death
         Of earlier worlds of this job.
+    lineage : str
+        Names the job from its start on all its ranks, whoever dies: what a rank that died has claimed, those that live may go on with.
 
     Attributes
     ----------
-    members, deaths
+    members, deaths, lineage
     lost : list of mpi4py.MPI.Request
         What was on the way when a rank died, and the memory that it writes to.
     """
 
-    def __init__(self, world: MpiWorld, members: Sequence[Member], deaths: Sequence[Death] = ()) -> None:
+    def __init__(self, world: MpiWorld, members: Sequence[Member], deaths: Sequence[Death], lineage: str) -> None:
         self.world = world
+        self.lineage = lineage
         self.members = tuple(members)
         self.deaths = tuple(deaths)
         self._mpi = mpi_module()
@@ -271,7 +275,8 @@ def enable(world: World) -> None:
         if why is not None:
             raise Refused(f"recovery in the run was asked for, but {why}; `hpcmr launch` does so by itself, and --no-recover goes without")
     world.leaders = False       # one-sided windows do not survive a death
-    world.watch = Watch(world, world.allgather(Member(world.rank, socket.gethostname(), os.getpid())))
+    members = world.allgather(Member(world.rank, socket.gethostname(), os.getpid()))
+    world.watch = Watch(world, members, (), world.bcast(secrets.token_hex(8)))
 
 
 # -- after a death -----------------------------------------------------------------------------------------------------
@@ -296,7 +301,7 @@ def recover(world: World) -> MpiWorld:
         shrunk = _shrink(base)
         alive = _members(base, shrunk, members)
         deaths += [Death(m, at.get(m, time.time())) for m in members if m not in alive]
-        made = _world_over(shrunk, alive, deaths)
+        made = _world_over(shrunk, alive, deaths, old.lineage)
         if agreed(shrunk, made is not None) and made is not None:
             worlds.replace_world(made)
             return made
@@ -342,10 +347,10 @@ def _members(base: MPI.Comm, shrunk: MPI.Comm, members: Sequence[Member]) -> tup
     return tuple(members[int(p)] for p in places)
 
 
-def _world_over(shrunk: MPI.Comm, members: Sequence[Member], deaths: Sequence[Death]) -> MpiWorld | None:
+def _world_over(shrunk: MPI.Comm, members: Sequence[Member], deaths: Sequence[Death], lineage: str) -> MpiWorld | None:
     """A world on `shrunk`; None if somebody died again."""
     try:
-        return MpiWorld(shrunk, adopt=True, leaders=False, watch=lambda w: Watch(w, members, deaths))
+        return MpiWorld(shrunk, adopt=True, leaders=False, watch=lambda w: Watch(w, members, deaths, lineage))
     except (mpi_module().Exception, HpcmrError):
         with contextlib.suppress(mpi_module().Exception):
             shrunk.Revoke()

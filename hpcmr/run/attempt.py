@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from hpcmr.errors import EXIT_DONE, EXIT_FAILED, EXIT_RESUMABLE, HpcmrError, InputError, Refused, StorageError, Superseded
 from hpcmr.run import identity as identities
 from hpcmr.run.owner import life_of, show_owner, this_owner
@@ -88,6 +90,12 @@ class Attempt:
             with os.fdopen(fd, "a") as file:
                 file.write(text.rstrip("\n") + "\n")
 
+    def stands(self) -> bool:
+        """Whether there is a checkpoint that a later start can go on from. On any rank; reads the journal."""
+        with contextlib.suppress(StorageError, OSError):
+            return (self.journal or Journal(self.run_dir)).newest_generation() is not None
+        return False
+
     # -- the end ---------------------------------------------------------------------------------------------------
 
     def end(self, error: BaseException | None, outputs: Sequence[Mapping[str, Any]] = ()) -> None:
@@ -95,12 +103,12 @@ class Attempt:
 
         Never raises: what ends is said already. Again: nothing.
         """
-        if self._ended or (self.journal is None and error is None):
+        if self._ended:
             return
         self._ended = True
         state, code, reason = verdict(error)
         if isinstance(error, Superseded):
-            self._drop()
+            self.drop()
             return
         with contextlib.suppress(OSError, StorageError):       # a full disk keeps nobody from ending
             try:
@@ -108,7 +116,7 @@ class Attempt:
                 made = [_output(o, state == "done") for o in outputs]
                 journal.append("end", {"state": state, "reason": reason, "exit_code": code, "outputs": made})
             except Superseded:
-                self._drop()
+                self.drop()
                 return
         shown = [{"name": Path(o["path"]).name, "path": os.path.abspath(o["path"]), "rows": o["rows"]} for o in outputs]
         status = self.status or self._status_of_another()
@@ -129,7 +137,8 @@ class Attempt:
                 return StatusWriter(self.run_dir, found, beat_s=0)
         return None
 
-    def _drop(self) -> None:
+    def drop(self) -> None:
+        """This attempt is over without a word: another one of the same job goes on."""
         if self.status is not None:
             self.status.drop()
         self._close_log()
@@ -198,24 +207,70 @@ def begin(session: Session, job: Job) -> bool:
     return True
 
 
-def go_on(session: Session, before: Attempt, name: str, spec: Path) -> None:
-    """The same attempt on the ranks that live, after others have died: whoever is rank 0 now holds the journal. Collective: yes."""
+def go_on(session: Session, before: Attempt | None, name: str, spec: Path) -> bool:
+    """The next attempt on the ranks that live, after others have died: whoever is rank 0 now claims the run, which is this job's already.
+
+    A claim of its own, so that of two lots of ranks that take each other for dead only one can commit, and so that no file gets a name
+    that a rank which died may have used.
+
+    Parameters
+    ----------
+    session : Session
+    before : Attempt or None
+        The attempt that ended by the deaths; None where this rank did not come to hear of any.
+    name, spec
+        As in `Job`.
+
+    Returns
+    -------
+    bool
+        False: nobody has died, or nobody had claimed the run before; then `begin`.
+
+    Notes
+    -----
+    Collective: yes.
+    """
+    watch = session.world.watch
+    if watch is None or not watch.deaths:
+        return False
     assert session.run_dir is not None
     run_dir, world = session.run_dir, session.world
-    with world.together("go on with the run"):
-        if world.rank == 0 and before.journal is None:
-            journal = Journal(run_dir)
-            journal.adopt(before.epoch)
-            found = None
-            with contextlib.suppress(InputError):
-                found = read_status(run_dir)
-            status = StatusWriter(run_dir, {**(found or _first_status(session, name, spec, before.epoch)), **_place(world)})
-            session.attempt = Attempt(run_dir, before.epoch, 0, journal, status, before.since)
-        else:
-            before.rank = world.rank
-            session.attempt = before
-            if before.status is not None:
-                before.status.update(now=True, **_place(world))
+    earlier = int(world.allreduce(np.array([before.epoch if before is not None else 0], np.int64), "max")[0])
+    if not earlier:
+        return False
+    held: list[Attempt] = []
+
+    def on_root() -> int:
+        journal = before.journal if before is not None and before.journal is not None else Journal(run_dir)
+        journal.refresh()
+        last = journal.owner
+        ours = last is not None and _lineage(last) == watch.lineage        # a rank 0 that claimed it and died before anybody knew
+        journal.adopt(last.epoch if ours and last is not None else earlier)
+        epoch = journal.claim({**this_owner(world.size, world.node_count), "fresh": False, "lineage": watch.lineage})
+        journal.sweep()
+        journal.append("degraded", {"ranks": [{"rank": d.member.rank, "node": d.member.node, "pid": d.member.pid, "at": d.at} for d in watch.deaths],
+                                    "left": world.size})
+        if before is not None:
+            before.drop()
+        told = _first_status(session, name, spec, epoch)
+        with contextlib.suppress(InputError):
+            told = {**(read_status(run_dir) or told), **_place(world), "attempt": epoch}
+        held.append(Attempt(run_dir, epoch, 0, journal, StatusWriter(run_dir, told), _since(journal)))
+        return epoch
+
+    epoch = world.on_root(on_root)
+    session.attempt = held[0] if held else Attempt(run_dir, epoch, world.rank, since=before.since if before is not None else 0)
+    return True
+
+
+def _lineage(claim: Entry) -> str:
+    """Of which job that survives deaths a claim is; empty: of none."""
+    owner = claim.body.get("owner")
+    return str(owner.get("lineage") or "") if isinstance(owner, Mapping) else ""
+
+
+def _lineage_of(world: World) -> str:
+    return world.watch.lineage if world.watch is not None else ""
 
 
 class _Start:
@@ -279,6 +334,9 @@ class _Start:
         claim = self.journal.owner
         if claim is None or self.journal.ended is not None:
             return None
+        if _lineage(claim) and _lineage(claim) == _lineage_of(self.session.world):
+            self._dead = "its rank 0 died"
+            return None
         owner = claim.body.get("owner")
         life = life_of(owner if isinstance(owner, Mapping) else {}, self.run_dir, self.say)
         who = f"attempt {claim.epoch}, {show_owner(owner if isinstance(owner, Mapping) else {})}"
@@ -325,7 +383,7 @@ class _Start:
         """Own the run. `fresh`: nothing of what there is counts any more."""
         session, journal, world = self.session, self.journal, self.session.world
         before = journal.ended or journal.owner
-        epoch = journal.claim({**this_owner(world.size, world.node_count), "fresh": fresh})
+        epoch = journal.claim({**this_owner(world.size, world.node_count), "fresh": fresh, "lineage": _lineage_of(world)})
         if fresh:
             self._discard()
             identities.store_identity(self.run_dir, identity, self.job.spec, self.job.modules)
