@@ -19,8 +19,14 @@ class Actions(TableBase):
 
     __slots__ = ()
 
-    def write_hdf5(self, path: str | os.PathLike[str]) -> None:
+    def write_hdf5(self, path: str | os.PathLike[str], *, share: str | None = None) -> None:
         """Write and publish the rows: the folder `path` is absent or complete at any time.
+
+        Parameters
+        ----------
+        path : path
+        share : {"group"}, optional
+            Who else may read it: ``"group"`` gives files the mode 0640 and the folder 0750. Without it they are yours alone, 0600 and 0700.
 
         Raises
         ------
@@ -33,11 +39,13 @@ class Actions(TableBase):
         """
         if self._told(f"write_hdf5({os.fspath(path)!r})", has_result=False):
             return
+        if share not in (None, "group"):
+            raise JobSpecError(f"write_hdf5(share={share!r}): the files of an output are yours alone (None), or \"group\" may read them too")
         from hpcmr.api.publish import Publish
         from hpcmr.ops.write import Write
 
         session = self._session()
-        outlet = Publish(Path(path), self._node, session.fresh) if session.command_line else Write(Path(path))
+        outlet = Publish(Path(path), self._node, session.fresh, share) if session.command_line else Write(Path(path), share=share)
         session.outputs.append(session.execute(self._node, outlet))
 
     def collect(self, *, root: int | None = None) -> Result | None:

@@ -74,6 +74,7 @@ KEYS: dict[str, dict[str, Key]] = {
         "path": Key("a folder", (str,)),
         "sort": Key("'key' or 'value'", (str,), choices=("key", "value")),
         "order": Key("'ascending' or 'descending'", (str,), choices=("ascending", "descending")),
+        "share": Key("'group'", (str,), choices=("group",)),
     },
 }
 
@@ -119,24 +120,17 @@ def parse_settings(pairs: list[str]) -> list[Setting]:
     return found
 
 
-def for_task(settings: list[Setting], array_id: int | None) -> list[Setting]:
-    """The settings of one task of an array: ``{array}`` is its id, and an output whose path does not say so gets a folder of that name."""
-    return settings if array_id is None else [_for_task(s, str(array_id)) for s in settings]
+def task_settings(pairs: list[str], array_id: int | None) -> list[Setting]:
+    """The ``--set`` options of one task of an array: ``{array}`` is its id, and an output whose path does not say so gets a folder of that name."""
+    if array_id is None:
+        return parse_settings(pairs)
+    found = parse_settings([pair.replace("{array}", str(array_id)) for pair in pairs])
+    return [_own_folder(s, array_id) if "{array}" not in pair else s for pair, s in zip(pairs, found, strict=True)]
 
 
-def _for_task(setting: Setting, task: str) -> Setting:
-    value = _filled(setting.value, task)
-    if setting.key[0] == "output" and len(setting.key) == 2 and isinstance(value, str) and value == setting.value and setting.key[1] not in _NO_PATHS:
-        value = f"{value}/{task}"
-    return Setting(setting.key, value, setting.text.replace("{array}", task))
-
-
-def _filled(value: Any, task: str) -> Any:
-    if isinstance(value, str):
-        return value.replace("{array}", task)
-    if isinstance(value, dict):
-        return {k: _filled(v, task) for k, v in value.items()}
-    return [_filled(v, task) for v in value] if isinstance(value, list) else value
+def _own_folder(setting: Setting, array_id: int) -> Setting:
+    names_a_folder = setting.key[0] == "output" and len(setting.key) == 2 and setting.key[1] not in _NO_PATHS and isinstance(setting.value, str)
+    return Setting(setting.key, f"{setting.value}/{array_id}", setting.text) if names_a_folder else setting
 
 
 def _toml_value(text: str) -> Any:

@@ -27,10 +27,12 @@ class Publish(Write):
         The plan; its input is looked at where an output with the right fingerprints is there already.
     fresh : bool
         Put the output in the place of one that is there.
+    share : {"group"}, optional
+        Who else may read it.
     """
 
-    def __init__(self, folder: Path, node: Node, fresh: bool) -> None:
-        super().__init__(folder, replace=fresh)
+    def __init__(self, folder: Path, node: Node, fresh: bool, share: str | None = None) -> None:
+        super().__init__(folder, replace=fresh, share=share)
         self.node = node
 
     def begin(self, ctx: OutletContext) -> dict[str, Any] | None:

@@ -36,12 +36,17 @@ class OutletContext(StageContext, Protocol):
         Name for temporary files of this attempt: the same on all ranks, never used twice.
     provenance : dict
         Plain values for the manifest: ``job``, ``fingerprint``, ``inputs``, ``hpcmr``.
+    journal : Journal or None
+        `hpcmr.store.journal.Journal` of the run, on rank 0 of a job on the command line.
     """
 
     rank: int
     size: int
     attempt: str
     provenance: dict[str, Any]
+
+    @property
+    def journal(self) -> Any: ...
 
 
 @runtime_checkable

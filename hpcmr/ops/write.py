@@ -23,6 +23,8 @@ class Write:
     folder : Path
     replace : bool
         Put it in the place of an earlier output; otherwise one that is there is refused before any work.
+    share : {"group"}, optional
+        Who else may read it; None: nobody.
 
     Notes
     -----
@@ -33,9 +35,10 @@ class Write:
     root: int | None = None
     ascending = True        # a shard's rows lie in the order in which they came
 
-    def __init__(self, folder: Path, replace: bool = False) -> None:
+    def __init__(self, folder: Path, replace: bool = False, share: str | None = None) -> None:
         self.folder = Path(folder)
         self.replace = replace
+        self.share = share
         self.writer: TableWriter | None = None
         self.ctx: OutletContext | None = None
         self.held = 0
@@ -54,7 +57,7 @@ class Write:
         from hpcmr.store.writer import TableWriter
 
         self.ctx, self.schema = ctx, schema
-        self.writer = TableWriter(self.folder, ctx.rank, schema, attempt=ctx.attempt)
+        self.writer = TableWriter(self.folder, ctx.rank, schema, attempt=ctx.attempt, share=self.share)
         ctx.take(self.writer.memory_nbytes, "the buffers of the output's columns")
         self.held = self.writer.memory_nbytes
 
@@ -89,7 +92,8 @@ class Write:
         told = self.ctx.provenance
         provenance = {"writer": {k: v for k, v in told.items() if k != "inputs"}, "inputs": told.get("inputs", [])}
         infos = [i for p in payloads for i in p]
-        made: Manifest = publish(self.folder, self.schema, infos, provenance, attempt=self.ctx.attempt, replace=self.replace)
+        made: Manifest = publish(self.folder, self.schema, infos, provenance, attempt=self.ctx.attempt, replace=self.replace,
+                                 share=self.share, journal=self.ctx.journal)
         return {"path": str(self.folder), "rows": made.rows, "nbytes": made.nbytes, "shards": len(made.shards)}
 
     def abandon(self) -> None:

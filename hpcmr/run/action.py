@@ -21,13 +21,14 @@ from hpcmr.plan.nodes import Keyed, Node, Pair, Persist, Read, Union, walk
 from hpcmr.plan.stages import Segment, segment, stage_count
 from hpcmr.run.context import RunContext, Together
 from hpcmr.run.feed import HeldFeed, OwnFeed, SplitFeed
-from hpcmr.run.flow import Behind, Flow
+from hpcmr.run.flow import Behind, Flow, joined
 from hpcmr.run.metrics import StageTotals, measured
 from hpcmr.run.ordering import SurveyStage
 from hpcmr.run.pairing import Pairing
 from hpcmr.run.report import show_ranks
 from hpcmr.run.stage import HoldStage, KeyedStage, OutletStage, Stage
 from hpcmr.run.uniting import unite
+from hpcmr.store import paths
 
 if TYPE_CHECKING:
     from hpcmr.run.session import Session
@@ -65,13 +66,15 @@ class Action:
                 kept.leave(self.world)
         self.attempt = self._compare()
         self.total = stage_count(plan)
+        if session.checkpoints is not None:
+            session.checkpoints.begin_action(number, self.fingerprint)
         reads = [n.label for n in walk(plan) if isinstance(n, Read)]
         self.provenance: dict[str, Any] = {"job": session.name, "fingerprint": self.fingerprint, "inputs": reads, "hpcmr": __version__,
                                            "code": session.code}
 
     def _compare(self) -> str:
         """Raise unless all ranks are about to do the same; returns a name for this attempt."""
-        token = uuid.uuid4().hex[:12]
+        token = self._token()
         if self.world.size == 1:
             return token
         said = self.world.allgather((self.fingerprint, token, [k.filled for k in self._kept]))
@@ -81,6 +84,11 @@ class Action:
             if not all(filled[i] for _, _, filled in said):      # a rank has dropped its rows: then all make them again
                 kept.drop()
         return said[0][1]
+
+    def _token(self) -> str:
+        """Drawn; on rank 0 of a run with the names of the run and of its attempt before it, so that a later one knows what was left."""
+        drawn, attempt = uuid.uuid4().hex[:12], self.session.attempt
+        return drawn if attempt is None or attempt.journal is None else paths.attempt_name(attempt.journal.run, attempt.epoch, drawn)
 
     def _difference(self, prints: list[str]) -> str:
         plans = self.world.allgather(" -> ".join([*(n.label for n in walk(self.plan)), self.outlet.name]))
@@ -104,13 +112,16 @@ class Action:
             if done is not None:
                 return done
             self._survey(whole)
-            flow = self.flow(whole)
+            flow = self.flow(whole, "")
             if self.world.rank == 0 and flow.splits is not None:
                 self.provenance["inputs_digest"] = inputs_digest(flow.splits)
             if self.outlet.ascending and not ends_late(flow):
                 flow = HoldStage(self, flow, "keep", "the rows on the way to the output").run(once=True)
-            OutletStage(self, flow, self.outlet).run()
-            return self._result()
+            OutletStage(self, flow, self.outlet, self.key(whole, "", "outlet")).run()
+            result = self._result()
+            if self.session.checkpoints is not None:
+                self.session.checkpoints.end_action(None)
+            return result
         except BaseException:
             self._give_up()
             raise
@@ -153,10 +164,26 @@ class Action:
         for needed in part.inputs:
             self._survey(needed)
 
-    def flow(self, part: Segment) -> Flow:
-        """The rows of a segment, as far as they can be had without asking for them. Collective: yes."""
+    def key(self, part: Segment, place: str, role: str) -> str:
+        """Name of a stage in the checkpoints of the job, from its place in the plan; empty where it can have none."""
+        return f"{place}:{role}" if self.session.checkpoints is not None and is_restartable(part) else ""
+
+    def _done_before(self, key: str) -> bool:
+        """Whether an earlier attempt was through with the stage at `key`."""
+        cuts = self.session.checkpoints
+        record = cuts.record(key) if cuts is not None and key else None
+        return record is not None and record.complete
+
+    def _splits(self, part: Segment) -> Any:
+        """All inputs that go into a segment."""
+        if isinstance(part.head, Persist) and part.head.kept.filled:
+            return part.head.kept.splits
+        return self._inputs[id(part)].splits if part.source is not None else joined(*(self._splits(p) for p in part.inputs))
+
+    def flow(self, part: Segment, place: str) -> Flow:
+        """The rows of a segment, as far as they can be had without asking for them; `place` is its path in the plan. Collective: yes."""
         before = len(part.labels) - len(part.steps)
-        flow = self._head(part).then((), part.labels[:before])
+        flow = self._head(part, place).then((), part.labels[:before])
         for step, label in zip(part.steps, part.labels[before:], strict=True):
             if getattr(step, "survey", False):
                 flow = SurveyStage(self, flow, step, label).run()
@@ -164,26 +191,32 @@ class Action:
                 flow = flow.then([step], [label])
         return flow
 
-    def _head(self, part: Segment) -> Flow:
+    def _head(self, part: Segment, place: str) -> Flow:
         head = part.head
         if isinstance(head, Read):
             return self._inputs[id(part)]
         if isinstance(head, Keyed):
-            return KeyedStage(self, self.flow(part.inputs[0]), copy.copy(head.operator), head.partitions, head.label).run()
+            return self._keyed(head, part, place)
         if isinstance(head, Union):
-            return unite(self.world, [self.flow(p) for p in part.inputs], head.label)
+            return unite(self.world, [self.flow(p, f"{place}.{i}") for i, p in enumerate(part.inputs)], head.label)
         if isinstance(head, Pair):
-            right = self.flow(part.inputs[1])
-            return Pairing(self, copy.copy(head.operator), head.partitions, head.label).run(self.flow(part.inputs[0]), right)
+            return Pairing(self, copy.copy(head.operator), head.partitions, head.label).made(part, place)
         assert isinstance(head, Persist)
-        return self._persisted(head, part)
+        return self._persisted(head, part, place)
 
-    def _persisted(self, head: Persist, part: Segment) -> Flow:
+    def _keyed(self, head: Keyed, part: Segment, place: str) -> Flow:
+        key = self.key(part, place, "keyed")
+        if self._done_before(key):
+            self.session.say(f"{head.label}: nothing below it is read again")
+            return KeyedStage.restored(self, copy.copy(head.operator), head.label, key, self._splits(part))
+        return KeyedStage(self, self.flow(part.inputs[0], f"{place}.0"), copy.copy(head.operator), head.partitions, head.label, key).run()
+
+    def _persisted(self, head: Persist, part: Segment, place: str) -> Flow:
         kept = head.kept
         if not kept.filled:
             if not part.inputs:
                 raise JobSpecError(f"the rows of {head.label} are gone, and cannot be made again: they are those of an iteration that is over")
-            stage = HoldStage(self, self.flow(part.inputs[0]), head.label, "a persisted table")
+            stage = HoldStage(self, self.flow(part.inputs[0], f"{place}.0"), head.label, "a persisted table")
             found = stage.run(dense=True)
             feed, hold = found.feed, stage.hold
             assert isinstance(feed, HeldFeed)
@@ -247,10 +280,27 @@ def read(action: Action, source: Any) -> Flow:
         sums = world.allreduce(np.array([sum(s.nbytes for s in mine)], np.int64))
         last = world.allreduce(np.array([max((s.index for s in mine), default=-1)], np.int64), "max")
         return Flow(OwnFeed(source, mine, int(last[0]) + 1, int(sums[0])), schema, splits=None)
-    schema, splits = world.on_root(source.survey)
+    schema, splits = world.on_root(lambda: surveyed(action, source))
     with world.together("open the input"):
         source.adopt(schema, splits)
     return Flow(SplitFeed(source, splits), schema, splits=tuple(splits))
+
+
+def is_restartable(part: Segment) -> bool:
+    """Whether another attempt finds the same input: files do, arrays of the caller's do not, kept rows do that a checkpoint has."""
+    if part.source is not None:
+        return not getattr(part.source, "distributed", False)
+    if isinstance(part.head, Persist) and part.head.kept.filled:
+        return getattr(part.head.kept, "section", None) is not None
+    return all(is_restartable(p) for p in part.inputs)
+
+
+def surveyed(action: Action, source: Any) -> Any:
+    """What an input is; on the command line it is written down for a later start. Rank 0 only."""
+    found = source.survey()
+    if action.session.attempt is not None:
+        action.session.attempt.surveyed(source)
+    return found
 
 
 def ends_late(flow: Flow) -> bool:

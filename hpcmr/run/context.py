@@ -59,6 +59,11 @@ class RunContext:
         """The rank's whole budget."""
         return self._session.memory.limit_nbytes
 
+    @property
+    def journal(self) -> Any:
+        """The run's, on rank 0 of a job on the command line; else None."""
+        return self._session.attempt.journal if self._session.attempt is not None else None
+
     def new_spool(self) -> Any:
         """Scratch for rows by partition: a `hpcmr.store.spill.Spool`."""
         return self._session.new_spool()

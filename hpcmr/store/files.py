@@ -79,8 +79,11 @@ def retried(call: Callable[..., T], *args: Any) -> T:
 
 
 def create(path: Path, mode: int = 0o600) -> int:
-    """Descriptor of a new file; that it exists already is an error."""
-    return retried(os.open, path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+    """Descriptor of a new file; that it exists already is an error. A mode other than 0600 holds whatever the umask is."""
+    fd = retried(os.open, path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    if mode != 0o600:
+        os.fchmod(fd, mode)
+    return fd
 
 
 def open_read(path: Path) -> int:

@@ -92,7 +92,8 @@ class Journal:
         self._claim_slot = 0
         self._last = 0                       # the highest slot that is known to be taken
         self._unread: dict[int, str] = {}    # slots whose entries are damaged, and how
-        self._bad: set[int] = set()          # generations that are not whole
+        self._bad: set[int] = set()          # generations that are not whole, or condemned
+        self._condemned: set[int] = set()    # of these, what no later start takes either
         self._lost: str | None = None        # why this attempt may not commit any more
         self._lock = threading.RLock()
         self.refresh()
@@ -138,8 +139,7 @@ class Journal:
                 self._leave_out(entry.slot, f"was written by attempt {entry.epoch}, after attempt {newest} had taken over")
             else:
                 self.entries.append(entry)
-                if entry.kind == "condemned":
-                    self._bad.add(int(entry.body["slot"]))
+                self._heed(entry)
         return self.entries[before:]
 
     @property
@@ -194,6 +194,8 @@ class Journal:
             Another attempt has claimed the run since this journal was read.
         """
         with self._lock:
+            if self._lost is not None:
+                raise Superseded(self._lost)
             self._make_folders()
             before = self.owner
             self.run = self.run or secrets.token_hex(8)
@@ -291,9 +293,13 @@ class Journal:
         files.sync_folder(self.folder, SAFE)
         self._last = entry.slot
         self.entries.append(entry)
-        if kind == "condemned":
-            self._bad.add(int(entry.body["slot"]))
+        self._heed(entry)
         return entry
+
+    def _heed(self, entry: Entry) -> None:
+        if entry.kind == "condemned":
+            self._condemned.add(int(entry.body["slot"]))
+            self._bad.add(int(entry.body["slot"]))
 
     @contextlib.contextmanager
     def _draft(self, entry: Entry) -> Iterator[Path]:
@@ -355,7 +361,7 @@ class Journal:
         """
         with self._lock:
             self.check()
-            kept = {name for e in self.entries if e.kind == "generation" for name in files_of(e.body)}
+            kept = {name for e in self.entries if e.kind == "generation" and e.slot not in self._condemned for name in files_of(e.body)}
             there = {f"{folder.name}/{n}" for folder in paths.run_folders(self.run_dir) for n in files.names_in(folder)}
             drafts = {f"{self.folder.name}/{n}" for n in files.names_in(self.folder) if paths.is_draft(n)}
             return self._remove((there - kept) | drafts)

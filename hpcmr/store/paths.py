@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from hpcmr.errors import Refused
@@ -92,6 +93,15 @@ def export_staging(path: Path, attempt: str) -> Path:
     return _beside(path, attempt, "tmp")
 
 
+def file_mode(share: str | None) -> int:
+    """Of the files of an output: the group may read them if `share` is ``group``."""
+    return 0o640 if share == "group" else 0o600
+
+
+def folder_mode(share: str | None) -> int:
+    return 0o750 if share == "group" else 0o700
+
+
 def scratch_home(base: Path) -> Path:
     """The folder of this user in a place that others use as well."""
     return base / f"hpcmr-{os.geteuid()}"
@@ -142,12 +152,12 @@ def batch_script(run_dir: Path) -> Path:
 
 
 def batch_record(run_dir: Path) -> Path:
-    """What was submitted; see `hpcmr.run.attempts`."""
+    """What was submitted; see `hpcmr.run.restarts`."""
     return batch_folder(run_dir) / "batch.json"
 
 
 def attempts(run_dir: Path) -> Path:
-    """What is known when an attempt of a batch job begins; see `hpcmr.run.attempts`."""
+    """What is known when an attempt of a batch job begins; see `hpcmr.run.restarts`."""
     return batch_folder(run_dir) / "attempts.json"
 
 
@@ -196,15 +206,15 @@ def run_folders(run_dir: Path) -> tuple[Path, Path]:
     return run_dir / "pieces", run_dir / "results"
 
 
-def attempt_name(run: str, epoch: int, action: int) -> str:
-    """Names an action of an attempt of a run, for its staging folders: see `is_attempt_of`."""
-    return f"{run}-e{epoch:04d}-a{action:05d}"
+def attempt_name(run: str, epoch: int, token: str) -> str:
+    """Names an action of an attempt at a run, for its staging folders: a later attempt knows whose they are."""
+    return f"{run}-e{epoch:04d}-{token}"
 
 
-def attempt_epoch(run: str, attempt: str) -> int:
-    """Epoch of an attempt of this run; 0: it is none."""
-    match = re.fullmatch(rf"{re.escape(run)}-e([0-9]{{4,9}})-a[0-9]{{5,9}}", attempt)
-    return int(match[1]) if match else 0
+def stale_staging(folder: Path, names: Iterable[str], run: str, epoch: int) -> list[tuple[Path, str]]:
+    """Of the `names` beside an output the staging folders of this run's attempts up to `epoch`, and the names of the attempts."""
+    form = re.compile(rf"\.{re.escape(folder.name)}\.({re.escape(run)}-e([0-9]{{4,9}})-[A-Za-z0-9]{{1,32}})\.tmp", re.DOTALL)
+    return [(folder.with_name(n), m[1]) for n in names if (m := form.fullmatch(n)) and int(m[2]) <= epoch]
 
 
 def _beside(path: Path, attempt: str, suffix: str) -> Path:

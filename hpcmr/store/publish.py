@@ -8,13 +8,16 @@ import os
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hpcmr.data.schema import Schema
 from hpcmr.errors import HpcmrError, InputError, Refused
 from hpcmr.store import files, manifest, paths
 from hpcmr.store.manifest import Manifest, Shard
 from hpcmr.store.writer import ShardInfo, cut_segments
+
+if TYPE_CHECKING:
+    from hpcmr.store.journal import Journal
 
 
 def check_free(folder: Path) -> None:
@@ -54,9 +57,7 @@ def read_manifest(folder: Path) -> Manifest:
     """Read and check the manifest of an output; `InputError` tells what is wrong."""
     path = paths.manifest(Path(folder))
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-        with open(fd, "rb") as file:
-            content = file.read(manifest.NBYTES_MAX + 1)
+        content = files.read_small(path, manifest.NBYTES_MAX)
     except FileNotFoundError:
         why = f"the folder has no {paths.MANIFEST}" if os.path.isdir(folder) else "it does not exist"
         raise InputError(f"{str(folder)!r} is no hpcmr output: {why}") from None
@@ -68,7 +69,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def publish(folder: Path, schema: Schema, shard_infos: Sequence[ShardInfo], provenance: Mapping[str, Any] | None = None, *,
-            attempt: str, replace: bool = False) -> Manifest:
+            attempt: str, replace: bool = False, share: str | None = None, journal: Journal | None = None) -> Manifest:
     """Make the shards of all ranks the output at `folder`. On one rank only, when every rank's `TableWriter.close` has returned.
 
     Parameters
@@ -83,6 +84,11 @@ def publish(folder: Path, schema: Schema, shard_infos: Sequence[ShardInfo], prov
         As given to the writers.
     replace : bool
         Put the new output in the place of an earlier one, which is removed.
+    share : {"group"}, optional
+        Who else may read it. As given to the writers.
+    journal : Journal, optional
+        Of the run: the intent is committed before the output appears, so that a start after a crash finishes it (`settle`), and an
+        attempt that was superseded publishes nothing.
 
     Raises
     ------
@@ -90,6 +96,8 @@ def publish(folder: Path, schema: Schema, shard_infos: Sequence[ShardInfo], prov
         If there is something at `folder` already, and `replace` is False.
     StorageError
         If writing or renaming fails; an earlier output is then as it was.
+    Superseded
+        If another attempt has claimed the run.
 
     Notes
     -----
@@ -105,12 +113,10 @@ def publish(folder: Path, schema: Schema, shard_infos: Sequence[ShardInfo], prov
         given = dict(provenance or {})
         made = Manifest(schema, tuple(shards), tuple(segments), dict(given.get("writer", {})), list(given.get("inputs", [])),
                         datetime.now(UTC).isoformat(timespec="seconds"))
-        files.write_file(paths.manifest(staging), made.to_bytes())
-        files.sync_folder(staging)
-        for info in ordered:
-            if info.get("kept"):
-                with files.storing(staging / info["file"], "remove"):
-                    files.unlink(staging / info["file"])
+        files.write_file(paths.manifest(staging), made.to_bytes(), paths.file_mode(share))
+        _complete(staging, [i["file"] for i in ordered if i.get("kept")], share)
+        if journal is not None:
+            journal.append("publish", intent(folder, attempt, made, replace))
         _appear(staging, folder, attempt, replace)
     except BaseException:
         if any(i.get("kept") for i in shard_infos):
@@ -120,7 +126,39 @@ def publish(folder: Path, schema: Schema, shard_infos: Sequence[ShardInfo], prov
         raise
     for earlier in {str(i["attempt"]) for i in shard_infos if "attempt" in i} - {attempt}:
         remove_attempt(folder, earlier)
+    if journal is not None:
+        sweep_beside(folder, journal, journal.epoch)
     return made
+
+
+def _complete(staging: Path, kept: Sequence[str], share: str | None) -> None:
+    """All is there and lasts. Names that a checkpoint has for shards go when the other ones are durable, and not after the output has appeared."""
+    with files.storing(staging, "give its mode"):
+        os.chmod(staging, paths.folder_mode(share))
+    files.sync_folder(staging)
+    if kept:
+        with files.storing(staging, "remove names in"):
+            for name in kept:
+                files.unlink(staging / name)
+        files.sync_folder(staging)
+
+
+def intent(folder: Path, attempt: str, made: Manifest, replace: bool) -> dict[str, Any]:
+    """Body of the journal's `publish`: what is going to appear where."""
+    return {"path": os.fsencode(os.path.abspath(folder)).hex(), "attempt": attempt, "identity": manifest.identity(made), "replace": replace}
+
+
+def sweep_beside(folder: Path, journal: Journal, epoch: int) -> None:
+    """Remove what attempts at this run, up to an epoch, have left beside an output and no checkpoint names. Never raises."""
+    from hpcmr.store.journal import values_of
+
+    with contextlib.suppress(OSError):
+        folder = Path(os.path.abspath(folder))
+        stale = paths.stale_staging(folder, files.names_in(folder.parent), journal.run, epoch)
+        named = {a for e in journal.generations() for a in values_of(e.body, "attempt")} if stale else set()
+        for path, attempt in stale:
+            if attempt not in named:
+                files.remove_folder_quietly(path)
 
 
 def _rename(staging: Path, info: ShardInfo, number: int) -> Shard:
@@ -167,7 +205,7 @@ def _appear(staging: Path, folder: Path, attempt: str, replace: bool) -> None:
         files.sync_folder(folder.parent, safe="the output is there and complete, but might be gone again if the machine crashes now")
     finally:
         if moved:
-            files.remove_folder_quietly(aside)
+            discard_quietly(aside)
 
 
 def remove_attempt(folder: Path, attempt: str) -> None:
@@ -196,5 +234,11 @@ def discard(folder: Path) -> None:
     with files.storing(folder, "remove", safe="other outputs are as they were"):
         # The manifest goes first: what is left when this is interrupted is not taken for an output.
         for name in sorted(names, key=lambda n: n != paths.MANIFEST):
-            os.unlink(folder / name)
-        os.rmdir(folder)
+            files.unlink(folder / name)
+        files.rmdir(folder)
+
+
+def discard_quietly(folder: Path) -> None:
+    """`discard` as far as that can be done; what holds anything else is left alone."""
+    with contextlib.suppress(HpcmrError, OSError):
+        discard(folder)

@@ -92,9 +92,11 @@ class ShardWriter:
     schema : Schema
     nbytes : int
         Bytes at which the shard is full.
+    mode : int
+        Of the file.
     """
 
-    def __init__(self, path: Path, schema: Schema, nbytes: int) -> None:
+    def __init__(self, path: Path, schema: Schema, nbytes: int, mode: int = 0o600) -> None:
         self.path = path
         self.rows = 0
         self._schema = schema
@@ -107,7 +109,7 @@ class ShardWriter:
         self._spare_nbytes = 0
         self._order = self._regions
         self._temporary = paths.unfinished(path)
-        self._fd = files.open_new(self._temporary)
+        self._fd = files.open_new(self._temporary, mode)
         for region in self._regions:
             if region.spec.role == "offsets":
                 region.hold(np.zeros(8, np.uint8))

@@ -155,6 +155,22 @@ class Spool:
         if group:
             yield self._piece(partition, group)
 
+    def handles(self) -> list[Any]:
+        """Of all segments that `append` made, in order."""
+        return list(self._segments.values())
+
+    def copy(self, handle: Any, limit_nbytes: int) -> Iterator[Partitioned]:
+        """The rows of one segment, in ranges of partitions of about `limit_nbytes` bytes, or of one partition. In any thread."""
+        first = 0
+        while first < handle.count:
+            last = first + 1
+            while last < handle.count and handle.nbytes(first, last + 1) <= limit_nbytes:
+                last += 1
+            batch, _ = segment.read([(handle, first, last)], MEDIUM)
+            if batch.nrows:
+                yield Partitioned(batch, handle.rows[first:last + 1] - handle.rows[first], handle.first + first)
+            first = last
+
     def get(self, handle: Any) -> Batch:
         """The rows that were put, in memory of their own. Raises `StorageError`, as `read` does."""
         return self._piece(handle.first, [handle]).batch

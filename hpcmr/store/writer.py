@@ -39,6 +39,8 @@ class TableWriter:
         Names this attempt, the same on all ranks: letters, digits, ``-`` and ``_``.
     shard_nbytes : int
         Bytes at which a shard is full and another one is begun: a rank writes at most ``1 + nbytes // shard_nbytes`` shards.
+    share : {"group"}, optional
+        Who else may read the output.
 
     Notes
     -----
@@ -46,13 +48,14 @@ class TableWriter:
     written once, but for a rank's last shard, of which all but the first column is moved when it is closed.
     """
 
-    def __init__(self, folder: Path, rank: int, schema: Schema, *, attempt: str, shard_nbytes: int = SHARD_NBYTES) -> None:
+    def __init__(self, folder: Path, rank: int, schema: Schema, *, attempt: str, shard_nbytes: int = SHARD_NBYTES,
+                 share: str | None = None) -> None:
         _check_names(schema)
         self.folder = Path(folder)
         self.rank = rank
         self.schema = schema
         self._staging = paths.staging(self.folder, attempt)
-        self._shard_nbytes = shard_nbytes
+        self._shard_nbytes, self._mode = shard_nbytes, paths.file_mode(share)
         self._shard: ShardWriter | None = None
         self._pieces: list[list[int]] = []
         self._infos: list[ShardInfo] = []
@@ -109,7 +112,8 @@ class TableWriter:
     def _open(self) -> ShardWriter:
         if self._shard is None:
             files.make_folder(self._staging)
-            self._shard = ShardWriter(self._staging / paths.staged_name(self.rank, len(self._infos)), self.schema, self._shard_nbytes)
+            self._shard = ShardWriter(self._staging / paths.staged_name(self.rank, len(self._infos)), self.schema, self._shard_nbytes,
+                                      self._mode)
             self._shards.append(self._shard)
         return self._shard
 
