@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from hpcmr.api.output import open
     from hpcmr.api.reading import from_arrays, read_hdf5, read_text
     from hpcmr.api.result import Result
+    from hpcmr.api.submit import Run, submit
     from hpcmr.api.table import Table
     from hpcmr.errors import HpcmrError
 
@@ -66,16 +67,17 @@ _HOMES = {
     "hpcmr.api.output": ("open",),
     "hpcmr.api.reading": ("from_arrays", "read_hdf5", "read_text"),
     "hpcmr.api.result": ("Result",),
+    "hpcmr.api.submit": ("Run", "submit"),
     "hpcmr.api.table": ("Table",),
     "hpcmr.errors": ("HpcmrError",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "HpcmrError", "Result", "Table", "__version__", "all", "any", "apply", "approx_count_distinct", "approx_quantile", "argmax", "argmin",
+    "HpcmrError", "Result", "Run", "Table", "__version__", "all", "any", "apply", "approx_count_distinct", "approx_quantile", "argmax", "argmin",
     "batch", "broadcast", "col", "count", "count_distinct", "first", "fold", "from_arrays", "gather", "iterate", "join", "kernel", "last",
     "list", "lit", "max", "mean", "median", "min", "open", "quantile", "read_hdf5", "read_text", "reduce_by_key", "scatter", "shuffle",
-    "sort", "std", "sum", "top_k", "var", "when",
+    "sort", "std", "submit", "sum", "top_k", "var", "when",
 ]
 
 

@@ -6,6 +6,7 @@ import argparse
 import os
 import shlex
 import sys
+from pathlib import Path
 from typing import Any
 
 EPILOG = """\
@@ -32,6 +33,7 @@ def add_parser(subparsers: Any) -> None:
                         help="number of ranks (default: the tasks of the Slurm allocation, else the cores of this machine)")
     parser.add_argument("--print", action="store_true", dest="show", help="print the command line and why, start nothing")
     parser.add_argument("--no-recover", action="store_true", help="a rank that dies ends the job")
+    parser.add_argument("--launcher", choices=("auto", "mpirun", "srun"), default="auto", help="what starts the ranks (default: what fits the MPI)")
     parser.add_argument("--mpirun-args", default="", metavar="ARGS", help="more words for the launcher, in one quoted string")
     parser.add_argument("words", nargs=argparse.REMAINDER, metavar="COMMAND ...", help="for example: job wordcount.toml --set output.path=out")
 
@@ -56,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     n = args.ranks or launcher.default_ranks()
     bound = launcher.bound_mpi()
     wanted = words[0] == "job" and (n > 1 or "--recover" in words) and not args.no_recover and "--no-recover" not in words
-    start = launcher.command(n, bound, launcher.find_launchers(bound), launcher.srun_kinds(), recover=wanted)
+    start = launcher.command(n, bound, launcher.find_launchers(bound), launcher.srun_kinds(), recover=wanted, prefer=args.launcher)
     if start.recovers and "--recover" not in words:
         words.append("--recover")
     start.words.extend(shlex.split(args.mpirun_args))
@@ -68,4 +70,12 @@ def run(args: argparse.Namespace) -> int:
     sys.stdout.flush()
     sys.stderr.flush()
     os.environ.setdefault("PYTHONUNBUFFERED", "1")      # what a rank says before it is killed should be seen
-    return launcher.run_ranks(start, line)
+    return launcher.run_ranks(start, line, status=_status(words))
+
+
+def _status(words: list[str]) -> Path | None:
+    """The status.json that the ranks of a job will write, where its run directory is named."""
+    from hpcmr.store import paths
+
+    given = [b for a, b in zip(words, words[1:], strict=False) if a == "--run-dir"] + [w.partition("=")[2] for w in words if w.startswith("--run-dir=")]
+    return paths.status(Path(given[-1])) if words[0] == "job" and given else None

@@ -21,7 +21,8 @@ from hpcmr._version import __version__
 from hpcmr.comm.launcher import env_rank
 from hpcmr.errors import EXIT_DONE, EXIT_FAILED, EXIT_REFUSED, HpcmrError
 
-COMMANDS = ("job", "cat", "export", "inspect", "digest", "launch", "bench", "doctor")
+COMMANDS = ("job", "cat", "export", "inspect", "digest", "launch", "bench", "doctor",
+            "submit", "status", "logs", "cancel", "resume", "site", "attempt")
 SILENT_RANK_DELAY_S = 1.0
 
 DESCRIPTION = "MapReduce for MPI clusters: HDF5 and text in, HDF5 out, the same bits on any number of ranks."
@@ -32,6 +33,7 @@ examples:
   mpirun -n 4 python -m hpcmr job stats.py --set input="'events.h5'" --set output.stats=out
   python -m hpcmr launch -n 4 job wordcount.toml        the same, finding the launcher and its flags
   python -m hpcmr cat out --limit 10                    look at the result
+  python -m hpcmr submit stats.py --nodes 4             run it as a batch job of Slurm
   python -m hpcmr COMMAND --help                        more about one command
 """
 

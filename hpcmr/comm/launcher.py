@@ -238,7 +238,7 @@ class Command:
 
 
 def command(n: int, bound: Bound, launchers: list[Found], kinds: list[str], env: Mapping[str, str] | None = None, cores: int | None = None,
-            root: bool | None = None, recover: bool = False) -> Command:
+            root: bool | None = None, recover: bool = False, prefer: str = "auto") -> Command:
     """The launcher and the flags that fit the MPI that mpi4py is bound to. Pure: everything it goes by is an argument.
 
     Parameters
@@ -253,6 +253,8 @@ def command(n: int, bound: Bound, launchers: list[Found], kinds: list[str], env:
         Whether the user is root.
     recover : bool
         Ranks are to survive the death of others, where this MPI and its launcher can do that (`Command.recovers` tells).
+    prefer : {"auto", "mpirun", "srun"}
+        What the site wants.
 
     Raises
     ------
@@ -265,7 +267,10 @@ def command(n: int, bound: Bound, launchers: list[Found], kinds: list[str], env:
     in_slurm = "SLURM_JOB_ID" in env
     fits = next((f for f in launchers if f.family == bound.family), None)
     srun = {"openmpi": "pmix", "mpich": "pmi2", "intel": "pmi2", "mvapich": "pmi2"}.get(bound.family, "")
-    if in_slurm and srun in kinds and (bound.family != "openmpi" or fits is None):
+    if prefer == "srun" and (not in_slurm or srun not in kinds):
+        raise Refused(f"srun is wanted as the launcher, but {'its list (srun --mpi=list) lacks ' + (srun or 'anything') if in_slurm else 'this is no job of Slurm'}"
+                      f", which {bound} needs; use --launcher mpirun")
+    if in_slurm and srun in kinds and prefer != "mpirun" and (bound.family != "openmpi" or fits is None or prefer == "srun"):
         return Command(["srun", f"--mpi={srun}", "-n", str(n)], {}, f"inside Slurm, whose srun speaks {srun} with {bound}")
     if fits is None:
         others = [f"{f.path} is {FAMILIES.get(f.family, 'of an MPI we do not know')}" for f in launchers]
@@ -282,13 +287,26 @@ def command(n: int, bound: Bound, launchers: list[Found], kinds: list[str], env:
     recover = recover and bound.ft
     flags += FT_FLAGS if recover else ()
     why = f"the mpirun of {bound}, the MPI of mpi4py" + (", inside Slurm" if in_slurm else "") + (", with recovery" if recover else "")
-    return Command([fits.path, "-n", str(n), *flags], {}, why, recover)
+    return Command([fits.path, "-n", str(n), *flags], _daemons(fits.path) if in_slurm else {}, why, recover)
+
+
+def _daemons(mpirun: str) -> dict[str, str]:
+    """Have Open MPI's daemons on other nodes, which Slurm takes for a step, leave its SIGTERM to the ranks: it is a notice, and they would end them."""
+    prted, guard = Path(mpirun).parent / "prted", Path(__file__).resolve().with_name("daemon.py")
+    words = [sys.executable, "-IS", str(guard), str(prted)]
+    return {"PRTE_MCA_prte_launch_agent": " ".join(words)} if prted.exists() and not any(c.isspace() for w in words for c in w) else {}
 
 
 def default_ranks(env: Mapping[str, str] | None = None) -> int:
     """Ranks to start where nobody says: the tasks of the Slurm allocation, else the cores that may be used."""
     env = os.environ if env is None else env
-    return (_number(env, "SLURM_NTASKS", "SLURM_NPROCS") if "SLURM_JOB_ID" in env else None) or len(os.sched_getaffinity(0))
+    if "SLURM_JOB_ID" in env:
+        # "4(x2),3": tasks of each node, where their number was given for each node.
+        told = re.findall(r"(\d+)(?:\(x(\d+)\))?", env.get("SLURM_TASKS_PER_NODE", ""))
+        n = _number(env, "SLURM_NTASKS", "SLURM_NPROCS") or sum(int(tasks) * int(times or 1) for tasks, times in told)
+        if n:
+            return n
+    return len(os.sched_getaffinity(0))
 
 
 def package_env() -> dict[str, str]:
@@ -302,26 +320,51 @@ def package_env() -> dict[str, str]:
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
-def run_ranks(start: Command, args: list[str], python: str = sys.executable) -> int:
+def run_ranks(start: Command, args: list[str], python: str = sys.executable, status: Path | None = None) -> int:
     """Start ``python args...`` on all ranks, pass signals on, and return the exit code.
+
+    Parameters
+    ----------
+    status : Path, optional
+        A file that the ranks write when they can take a notice (SIGUSR1, SIGUSR2); until then notices are held back.
 
     Returns
     -------
     int
         That of the launcher; 128 + signal where this process was told to end (130 for an interrupt, 143 for SIGTERM).
+
+    Notes
+    -----
+    In a job of Slurm, SIGTERM means that its time is over in a moment: the ranks get a notice in its place, and commit.
     """
     env = {**clean_env(), **package_env(), **start.env}
     got: list[int] = []
+    held: list[int] = []
+    in_slurm = "SLURM_JOB_ID" in os.environ
+    before_start = _changed_at(status)
     # A group of its own: an interrupt typed at the terminal reaches the launcher once, through us.
-    child = subprocess.Popen([*start.words, python, *args], env=env, stdin=subprocess.DEVNULL, process_group=0)
+    child = subprocess.Popen([*start.words, python, *args], env=env, stdin=subprocess.DEVNULL, process_group=0,
+                             preexec_fn=_leave_term_to_ranks if in_slurm else None)
 
     def forward(number: int, _frame: object) -> None:
+        if number == signal.SIGTERM and in_slurm:
+            number = signal.SIGUSR1
         got.append(number)
-        child.send_signal(number)
+        if number in (signal.SIGUSR1, signal.SIGUSR2) and status is not None and _changed_at(status) == before_start:
+            held.append(number)
+        else:
+            child.send_signal(number)
 
     before = {s: signal.signal(s, forward) for s in _FORWARDED}
     try:
-        code = child.wait()
+        while True:
+            try:
+                code = child.wait(HELD_S if held else None)
+                break
+            except subprocess.TimeoutExpired:
+                if _changed_at(status) != before_start:
+                    child.send_signal(held[0])
+                    held.clear()
     finally:
         for s, handler in before.items():
             signal.signal(s, handler)
@@ -329,3 +372,18 @@ def run_ranks(start: Command, args: list[str], python: str = sys.executable) -> 
     if code in (0, 75) or ended is None:        # a job that was told to end may finish or commit and end well
         return code if code >= 0 else 128 - code
     return 128 + ended
+
+
+HELD_S = 0.5
+
+
+def _changed_at(path: Path | None) -> int | None:
+    try:
+        return None if path is None else path.stat().st_mtime_ns
+    except OSError:
+        return None
+
+
+def _leave_term_to_ranks() -> None:
+    """In the launcher before it starts: Slurm sends SIGTERM to all processes of a node at once, and a launcher that takes it kills its ranks."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])

@@ -168,8 +168,7 @@ def directives(batch: Batch, site: Site) -> list[str]:
     if site.ntasks_per_node and not options.get("ntasks") and not options.get("ntasks-per-node"):
         options["ntasks-per-node"] = str(site.ntasks_per_node)
     for key, value in options.items():
-        if key in _PATTERNS:
-            _match(f"--{key}", value, *_PATTERNS[key])
+        check_option(key, value)
     lines = [f"--{key}={value}" for key, value in options.items()]
     lines.append(f"--output={output_pattern(batch.run_dir, bool(options.get('array')))}")
     lines += ["--open-mode=append", "--requeue" if site.requeue else "--no-requeue"]
@@ -178,6 +177,12 @@ def directives(batch: Batch, site: Site) -> list[str]:
         lines.append("--no-kill")
     lines += [f"--{_sbatch(pair)}" for pair in (*site.sbatch, *batch.sbatch)]
     return [f"#SBATCH {line}" for line in lines]
+
+
+def check_option(key: str, value: str) -> None:
+    """Raise `JobSpecError` unless `value` can be given to sbatch as ``--key=value``."""
+    if key in _PATTERNS:
+        _match(f"--{key}", value, *_PATTERNS[key])
 
 
 def job_name(run_dir: Path) -> str:
