@@ -37,7 +37,7 @@ def survey_files(infos: Sequence[FileInfo], group: str, columns: Sequence[str] |
             try:
                 found = survey_file(links, info, group, columns, attrs)
             except (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError) as error:       # what h5py makes of HDF5's errors
-                raise InputError(f"{info.path!r} is damaged or truncated, HDF5 cannot read its headers: {error or type(error).__name__}; "
+                raise InputError(f"{info.path!r} is damaged or truncated, HDF5 cannot read its headers: {str(error) or type(error).__name__}; "
                                  "copy or write it again") from error
             links.trim()
             yield found
