@@ -36,13 +36,13 @@ class Ending:
     code : int
         Exit code, the same on all ranks.
     tell : callable
-        Says on rank 0 what came of it; called once it is certain.
+        ``tell(world)`` says on rank 0 what came of it; called once it is certain. `world` is that of the ranks that live.
     close : callable
         Gives back on each rank what the attempt has beyond memory; must not raise.
     """
 
     code: int
-    tell: Callable[[], None] = lambda: None
+    tell: Callable[[World], None] = lambda world: None
     close: Callable[[], None] = lambda: None
 
 
@@ -113,7 +113,7 @@ def _tell(world: World, ending: Ending) -> World:
     while True:
         if world.rank == 0:
             try:
-                ending.tell()
+                ending.tell(world)
                 sys.stdout.flush()
             except Exception as e:      # a reader that has seen enough; the others shall not wait
                 error = e
@@ -165,6 +165,7 @@ def run_job(session: Session, body: Callable[[], None], command: str = "hpcmr jo
         error = e
     if error is None or error is not session.agreed_error:
         error = _agreed(session, error)
+    session.error = error
     if error is None:
         return EXIT_DONE
     if session.world.rank == 0:
