@@ -20,8 +20,8 @@ from hpcmr.errors import HpcmrError, InputError
 from hpcmr.store import paths
 from hpcmr.store.arrays import FORMAT, OFFSETS, VERSION, stored_dtype
 
-NBYTES_MAX = 1 << 30
-"""A manifest larger than this is refused."""
+NBYTES_MAX = 128 << 20
+"""A manifest larger than this is refused: JSON made to do harm takes twenty times its size in memory."""
 DEPTH_MAX = 16
 NUMBER_MAX = (1 << 63) - 1
 COLUMNS_MAX = 1 << 16
