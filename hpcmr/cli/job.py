@@ -7,15 +7,17 @@ leaves with the same exit code.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import faulthandler
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hpcmr.cli.durations import duration
 from hpcmr.errors import EXIT_DONE, EXIT_FAILED, HpcmrError
 
 if TYPE_CHECKING:
@@ -23,10 +25,13 @@ if TYPE_CHECKING:
     from hpcmr.api.jobfile import JobFile
     from hpcmr.comm.recovery import Death
     from hpcmr.comm.world import World
+    from hpcmr.run.attempt import Attempt
     from hpcmr.run.command import Ending
+    from hpcmr.run.notice import Notice
     from hpcmr.run.session import Session
 
 FINALIZE_LIMIT_S = 20.0
+STALL_TIMEOUT_S = 1800.0
 
 EPILOG = """\
 SPEC is a .toml job file or a .py file that defines job(ctx); without it ./job.toml, else ./job.py.
@@ -35,10 +40,17 @@ the values in ctx.params. Paths given here are relative to the working directory
 
 When the job is done, stdout has one line for each output: its path, a tab, and the number of rows.
 
+The same command again goes on with a run that was left unfinished, on any number of ranks, from its newest checkpoint; of a run
+that is done it says so. It refuses where the job, its code, its inputs or the format of checkpoints have changed since. SIGUSR1,
+SIGUSR2 and SIGTERM make the job commit a checkpoint and leave with 75, at the latest when the split that is being read is through.
+
 examples:
   mpirun -n 4 python -m hpcmr job wordcount.toml
   mpirun -n 4 python -m hpcmr job wordcount.toml --set input.paths="['a/*.txt']" --set output.path=counts
   mpirun -n 4 python -m hpcmr job stats.py --set input="'events.h5'" --set output.stats=stats --memory 2GiB
+  mpirun -n 64 python -m hpcmr job halos.py --checkpoint-every 10min --stall-timeout 1h
+  mpirun -n 64 python -m hpcmr job halos.py --mtbf 6h            nodes that fail, or are taken away, four times a day
+  mpirun -n 64 python -m hpcmr job halos.py --fresh              start over, whatever an earlier run has left
   python -m hpcmr job wordcount.toml --explain
 
 exit codes: 0 done (also: was done already), 1 failed, 2 refused before any work, 75 stopped and resumable
@@ -62,6 +74,14 @@ def add_options(parser: Any) -> None:
     parser.add_argument("--memory", metavar="SIZE", help="memory for each rank, for example 4GiB or 500M (default: a share of what the node grants)")
     parser.add_argument("--scratch", metavar="DIR",
                         help="folder on each node for what does not fit in memory (default: Slurm's for the job, $TMPDIR)")
+    parser.add_argument("--checkpoint-every", type=duration, metavar="TIME",
+                        help="a checkpoint each 30s, 10min, 1h, ...; 0: only on notice by a signal and where the job says .checkpoint() "
+                             "(default: by measured cost and --mtbf, at most 2 %% of the time)")
+    parser.add_argument("--mtbf", type=duration, default=24 * 3600.0, metavar="TIME",
+                        help="mean time between two failures of the whole job, from which the interval of checkpoints follows (default: 24h)")
+    parser.add_argument("--stall-timeout", type=duration, metavar="TIME",
+                        help="end the job, and say which rank does not answer, when nothing has moved for so long; 0: never "
+                             "(default: $HPCMR_STALL_S, else 30min)")
     survive = parser.add_mutually_exclusive_group()
     survive.add_argument("--recover", action="store_true",
                          help="go on with the ranks that live when others die (Open MPI 5 under `mpirun --with-ft ulfm`; `hpcmr launch` does so)")
@@ -111,8 +131,12 @@ def run(args: argparse.Namespace) -> int:
     os.environ.setdefault("NUMPY_MADVISE_HUGEPAGE", "0")
     from hpcmr.comm.world import World
     from hpcmr.io.hdf5_guard import turn_on
+    from hpcmr.run.notice import Notice
 
     turn_on()
+    notice = Notice()
+    if not args.explain:
+        notice.install()
     world = World.of()
     _speak(args, world.rank)
     try:
@@ -125,13 +149,14 @@ def run(args: argparse.Namespace) -> int:
         return _failed(error, world)
     from hpcmr.run.command import run_on
 
-    world, code = run_on(world, lambda world, deaths: _attempt(order, args, world, deaths))
+    claimed: list[Attempt] = []
+    world, code = run_on(world, lambda world, deaths: _attempt(order, args, world, deaths, notice, claimed))
     return world.leave(code)
 
 
-def _attempt(order: Order, args: argparse.Namespace, world: World, deaths: tuple[Death, ...]) -> Ending:
-    """All that belongs to one attempt; after `deaths` it is another one at the same run, on the ranks that live."""
-    from hpcmr.run.command import Ending
+def _attempt(order: Order, args: argparse.Namespace, world: World, deaths: tuple[Death, ...], notice: Notice, claimed: list[Attempt]) -> Ending:
+    """All that belongs to one attempt; after `deaths` the one that has `claimed` the run goes on, on the ranks that live."""
+    from hpcmr.run.command import Ending, deaths_of
     from hpcmr.run.report import degraded
 
     _speak(args, world.rank)
@@ -142,11 +167,16 @@ def _attempt(order: Order, args: argparse.Namespace, world: World, deaths: tuple
         return Ending(_failed(error, world))
     if deaths:
         session.say(f"{world.size} rank{'s' if world.size > 1 else ''} go on after {world.recovered_s:.2f} s: {'; '.join(map(str, deaths))}")
-    code = _execute(order, session, ctx, args)
+    session.notice = notice
+    code = _execute(order, session, ctx, args, claimed)
 
-    def tell() -> None:
-        if deaths:
-            session.log.warning("%s", degraded(deaths, world.size))
+    def tell(world: World) -> None:
+        if session.attempt is not None:
+            session.attempt.end(session.error, session.outputs)
+        died = deaths_of(world)
+        if died:
+            _speak(args, world.rank)
+            session.log.warning("%s", degraded(died, world.size))
         if code == EXIT_DONE:
             _tell_end(session, args)
 
@@ -167,17 +197,22 @@ def _session(order: Order, args: argparse.Namespace, world: World) -> tuple[Sess
     return session, ctx
 
 
-def _execute(order: Order, session: Session, ctx: JobContext, args: argparse.Namespace) -> int:
+def _execute(order: Order, session: Session, ctx: JobContext, args: argparse.Namespace, claimed: list[Attempt]) -> int:
     from hpcmr.api.dry import dry_run
     from hpcmr.run.command import run_job
+    from hpcmr.run.policy import Pace
 
     def body() -> None:
-        job, session.code = _load(order)
+        job, session.code, modules = _load(order)
         if not args.explain:
-            job(ctx)
+            with _owned(order, session, modules, args, claimed) as todo:
+                if todo:
+                    job(ctx)
             return
         with dry_run(print if ctx.rank == 0 else lambda text: None):
             job(ctx)
+        if ctx.rank == 0:
+            print(Pace(args.mtbf, args.checkpoint_every).explain())
 
     code = run_job(session, body)
     if code == EXIT_FAILED:
@@ -186,20 +221,50 @@ def _execute(order: Order, session: Session, ctx: JobContext, args: argparse.Nam
     return code
 
 
-def _load(order: Order) -> tuple[Callable[[JobContext], Any], str]:
-    """The job as a function, and the fingerprint of its code. Runs the user's modules."""
+@contextlib.contextmanager
+def _owned(order: Order, session: Session, modules: tuple[Path, ...], args: argparse.Namespace, claimed: list[Attempt]) -> Iterator[bool]:
+    """The run is ours, and watched; False: it is done already."""
+    from hpcmr.run.attempt import Job, begin, go_on
+    from hpcmr.run.policy import Pace
+    from hpcmr.run.watchdog import watched
+
+    if not go_on(session, claimed[0] if claimed else None, order.name, order.path):
+        values = order.params if order.file is None else order.file.values
+        if not begin(session, Job(order.path, order.name, values, modules, session.code)):
+            yield False
+            return
+    assert session.attempt is not None
+    claimed[:] = [session.attempt]
+    with watched(session, _stall_timeout_s(args)), session.keep_checkpoints(Pace(args.mtbf, args.checkpoint_every)):
+        yield True
+
+
+def _stall_timeout_s(args: argparse.Namespace) -> float:
+    """Seconds without progress after which the job ends; 0: never."""
+    from hpcmr.comm.waiting import stall_limit_s
+
+    if args.stall_timeout is not None:
+        return float(args.stall_timeout)
+    if "HPCMR_STALL_S" not in os.environ:
+        return STALL_TIMEOUT_S
+    limit_s = stall_limit_s()
+    return 0.0 if limit_s == float("inf") else limit_s
+
+
+def _load(order: Order) -> tuple[Callable[[JobContext], Any], str, tuple[Path, ...]]:
+    """The job as a function, the fingerprint of its code, and the files that the code is in. Runs the user's modules."""
     from hpcmr.api.jobspec import load_job
-    from hpcmr.plan.fingerprint import code_fingerprint
+    from hpcmr.plan.fingerprint import code_files, code_fingerprint
 
     if order.file is None:
-        return load_job(order.path), code_fingerprint(order.path)
+        return load_job(order.path), code_fingerprint(order.path), tuple(code_files(order.path))
     from hpcmr.api.jobplan import functions_of, table_of
 
     file = order.file
     functions = functions_of(file)
     table = table_of(file)
     output = Path(file["output.path"]) if file["output.path"] else order.run_dir / "output" / order.name
-    return lambda ctx: table.write_hdf5(output), code_fingerprint(None, functions)
+    return lambda ctx: table.write_hdf5(output, share=file["output.share"]), code_fingerprint(None, functions), tuple(code_files(None, functions))
 
 
 def _failed(error: BaseException, world: World) -> int:
@@ -215,13 +280,18 @@ def _speak(args: argparse.Namespace, rank: int) -> None:
     """Logs go to stderr, from rank 0."""
     log = logging.getLogger("hpcmr")
     log.propagate = False
-    log.handlers = [logging.StreamHandler(sys.stderr)]
-    log.setLevel(logging.CRITICAL + 1 if rank else logging.ERROR if args.quiet else logging.DEBUG if args.verbose else logging.INFO)
+    shown = logging.StreamHandler(sys.stderr)
+    shown.setLevel(logging.ERROR if args.quiet else logging.NOTSET)
+    # The log of the run, if there is one by now, stays.
+    log.handlers = [shown, *(h for h in log.handlers if isinstance(h, logging.StreamHandler) and h.stream is not sys.stderr)]
+    log.setLevel(logging.CRITICAL + 1 if rank else logging.DEBUG if args.verbose else logging.INFO)
 
 
 def _tell_end(session: Session, args: argparse.Namespace) -> None:
     """What it cost on stderr, and what came of it on stdout."""
     report = session.report()
+    if report and session.attempt is not None:
+        session.attempt.note(report)
     if report and not args.quiet:
         print(report, file=sys.stderr, flush=True)
     for output in session.outputs:

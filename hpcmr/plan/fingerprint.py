@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcmr.data.source import Split
+from hpcmr.plan.imports import imports_of
 from hpcmr.plan.nodes import Apply, Keyed, Node, Pair, Persist, Read, Union, walk
 
 DIGITS = 32
@@ -187,11 +188,20 @@ def code_fingerprint(spec: Path | None, functions: Iterable[Callable[..., Any]] 
         Functions of the user's; the modules imported from the folders of their files count too.
     """
     listed = list(functions)
-    homes = {Path(c.co_filename).resolve().parent for c in map(_code_of, listed) if c is not None}
+    modules = [(path.name, path.read_bytes()) for path in code_files(spec, listed)]
+    return digest_of(spec.read_bytes() if spec else None, modules, listed)
+
+
+def code_files(spec: Path | None, functions: Iterable[Callable[..., Any]] = ()) -> list[Path]:
+    """Files of the user's code that a job is made of: what was imported from the folders of `spec` and of `functions`, and what these import.
+
+    Imports inside of functions count before they are run. Names that are put together at run time are seen once they were imported.
+    """
+    homes = {Path(c.co_filename).resolve().parent for c in map(_code_of, functions) if c is not None}
     homes |= {spec.resolve().parent} if spec else set()
     files = {path for folder in homes if not is_installed(str(folder / "x.py")) for path in own_modules(folder)}
-    modules = [(path.name, path.read_bytes()) for path in sorted(files)]
-    return digest_of(spec.read_bytes() if spec else None, modules, listed)
+    files |= {spec.resolve()} if spec else set()
+    return sorted(path for path in files | imports_of(files) if not is_installed(str(path)))
 
 
 def _code_of(function: Any) -> types.CodeType | None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from hpcmr.run.status import StatusWriter, new_status, read_status
 from hpcmr.store import files, manifest, paths
 from hpcmr.store.journal import Entry, Journal
 from hpcmr.store.publish import discard, existing
+from hpcmr.store.settle import settle
 
 if TYPE_CHECKING:
     from hpcmr.comm.world import World
@@ -121,7 +123,8 @@ class Attempt:
         shown = [{"name": Path(o["path"]).name, "path": os.path.abspath(o["path"]), "rows": o["rows"]} for o in outputs]
         status = self.status or self._status_of_another()
         if status is not None:
-            status.close(state=state, reason=reason, exit_code=code, outputs=shown, eta_s=None, rates=None)
+            told = {"stage": None} if state == "done" else {}
+            status.close(state=state, reason=reason, exit_code=code, outputs=shown, eta_s=None, rates=None, **told)
         self._close_log()
 
     def _adopted(self) -> Journal:
@@ -248,6 +251,7 @@ def go_on(session: Session, before: Attempt | None, name: str, spec: Path) -> bo
         journal.adopt(last.epoch if ours and last is not None else earlier)
         epoch = journal.claim({**this_owner(world.size, world.node_count), "fresh": False, "lineage": watch.lineage})
         journal.sweep()
+        settle(journal, session.say)
         journal.append("degraded", {"ranks": [{"rank": d.member.rank, "node": d.member.node, "pid": d.member.pid, "at": d.at} for d in watch.deaths],
                                     "left": world.size})
         if before is not None:
@@ -295,7 +299,9 @@ class _Start:
         before = identities.read_identity(self.run_dir)
         if before is None:
             return self._claim(now, fresh=True)
-        changed = identities.differences(before, now) or identities.changed_inputs(self.run_dir)
+        changed = identities.differences(before, now)
+        if before["version"] == now["version"]:
+            changed += identities.changed_inputs(self.run_dir)
         if changed and self._has_something():
             raise Refused(identities.refusal(self.run_dir, changed, self._state()))
         if changed:
@@ -384,11 +390,16 @@ class _Start:
         session, journal, world = self.session, self.journal, self.session.world
         before = journal.ended or journal.owner
         epoch = journal.claim({**this_owner(world.size, world.node_count), "fresh": fresh, "lineage": _lineage_of(world)})
+        settle(journal, self.say)
         if fresh:
             self._discard()
             identities.store_identity(self.run_dir, identity, self.job.spec, self.job.modules)
         journal.sweep()
-        files.make_folder(paths.logs(self.run_dir))
+        for folder in (paths.logs(self.run_dir), self.run_dir / "output"):
+            files.make_folder(folder)
+        for name in files.names_in(paths.logs(self.run_dir)):
+            if name.startswith("."):        # a roll that nobody calls any more
+                shutil.rmtree(paths.logs(self.run_dir) / name, ignore_errors=True)
         status = StatusWriter(self.run_dir, _first_status(session, self.job.name, self.job.spec, epoch))
         attempt = Attempt(self.run_dir, epoch, 0, journal, status, _since(journal))
         if stopped:

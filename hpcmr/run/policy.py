@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from hpcmr.run.clock import show_seconds
+
 MTBF_S = 24 * 3600.0      # between two failures of the job, if nobody says anything else
 SHARE = 0.02              # of the running time, what checkpoints may cost
 WRITE_NBYTES_S = 0.5e9    # of all ranks together, before anything was measured
@@ -57,6 +59,16 @@ class Pace:
         if self.every_s is not None:
             return self.every_s if self.every_s > 0 else math.inf
         return interval_s(estimate_s(nbytes) if self.cost_s is None else self.cost_s, self.mtbf_s)
+
+    def explain(self) -> str:
+        """The rule in words, for ``--explain``."""
+        if self.off:
+            return "checkpoints: only on notice by a signal, and where the job says .checkpoint() (--checkpoint-every 0)"
+        if self.every_s is not None:
+            return f"checkpoints: every {show_seconds(self.every_s)} (--checkpoint-every)"
+        costs = [f"one that takes {show_seconds(c)} each {show_seconds(interval_s(c, self.mtbf_s))}" for c in (0.1, 1.0, 10.0)]
+        return (f"checkpoints: by their measured cost and a failure in {show_seconds(self.mtbf_s)} (--mtbf), at most {SHARE:.0%} of the time: "
+                + ", ".join(costs))
 
     def due(self, since_s: float, nbytes: int) -> bool:
         """Whether a checkpoint is due `since_s` seconds after the last one, or after the beginning."""
