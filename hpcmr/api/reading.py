@@ -60,7 +60,7 @@ def read_hdf5(paths: Paths, group: str = "/", columns: list[str] | tuple[str, ..
     attrs : dict of str to str, optional
         Further columns from attributes of the row's file: ``{"z": "/Header@Redshift"}``.
     follow : path or list of these, optional
-        Folders that external links and virtual data sets may lead to, beside the folder of the file that holds them.
+        Folders that external links, virtual data sets and external storage may lead to, beside the folder of the file that names them.
     comm : mpi4py.MPI.Comm, optional
         Ranks that take part; it is duplicated, never used itself.
 

@@ -52,7 +52,7 @@ class Hdf5Source:
     attrs : mapping of str to str, optional
         Further columns from attributes: ``{"z": "/Header@Redshift"}``.
     follow : sequence of str, optional
-        Folders that links and virtual data sets may lead to, beside the folder of the file that holds them.
+        Folders that links, virtual data sets and external storage may lead to, beside the folder of the file that names them.
     split_nbytes, batch_nbytes : int
         Bytes of a split and of a batch; results do not depend on the second one.
 
