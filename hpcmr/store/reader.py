@@ -1,7 +1,7 @@
 """Reading an output back: rows in logical order, whichever shards they lie in, with plain file calls.
 
 The manifest tells where every array lies, so HDF5 is neither needed nor trusted here: what a damaged or made-up shard holds can be
-wrong values, which digests tell, and nothing else.
+wrong values, and nothing else; and before anything is used of an array of a shard, all of it is held against its digest.
 """
 
 from __future__ import annotations
@@ -76,6 +76,7 @@ class StoredTable:
         self._starts = np.concatenate([[0], np.cumsum(cut[:, 2])]).astype(np.int64)
         self._places = [s.places() for s in manifest.shards]
         self._open: OrderedDict[int, int] = OrderedDict()
+        self._compared: set[tuple[int, str]] = set()
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Self:
@@ -275,7 +276,18 @@ class StoredTable:
         """Read what lies `skip` bytes behind an array's beginning."""
         if len(out):
             self._check_place(shard, name, skip + len(out))
+            if (shard, name) not in self._compared:
+                self._compare(shard, name)
             self._read(shard, out, self._places[shard][name][0] + skip)
+
+    def _compare(self, shard: int, name: str) -> None:
+        """Before anything is used of an array, all of it is read and held against its digest. Raises `DataError`."""
+        offset, nbytes, digest = next((o, n, d) for array, o, n, d in self.manifest.shards[shard].arrays if array == name)
+        found = xxhash.xxh3_128()
+        self._feed(shard, offset, nbytes, np.empty(min(nbytes, VERIFY_NBYTES), np.uint8), found)
+        if found.hexdigest() != digest:
+            raise DataError(f"{self._name(shard)!r} is damaged: the bytes of {name!r} are not those that were written; write the output again")
+        self._compared.add((shard, name))
 
     def _name(self, shard: int) -> str:
         return str(self.path / self.manifest.shards[shard].name)
