@@ -21,9 +21,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import secrets
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -197,21 +199,23 @@ class Journal:
             if self._lost is not None:
                 raise Superseded(self._lost)
             self._make_folders()
-            before = self.owner
-            self.run = self.run or secrets.token_hex(8)
-            while True:
+            before, run = self.owner, self.run or secrets.token_hex(8)
+            for pause_s in _pauses():
                 self.continued = self.newest_generation(verify)
                 # Each damaged entry may have been a claim: no epoch is used twice.
                 epoch = max((e.epoch for e in self.entries), default=0) + 1 + len(self._unread)
                 body = {"token": secrets.token_hex(8), "owner": dict(owner), "continues": self.continued.slot if self.continued else None}
-                made = self._publish("claim", epoch, body)
+                made = self._publish("claim", epoch, body, run)
                 if made is not None:
-                    self.epoch, self._claim_slot = epoch, made.slot
+                    self.run, self.epoch, self._claim_slot = run, epoch, made.slot
                     return epoch
+                time.sleep(pause_s)
                 self.refresh()
                 now = self.owner
                 if now is not None and now is not before:
                     raise self._superseded(now)
+                run = self.run or run
+            raise self._hidden()
 
     def adopt(self, epoch: int) -> None:
         """Go on as the attempt `epoch`, in another process of it. Raises `Superseded` if it does not own the run any more."""
@@ -252,11 +256,13 @@ class Journal:
         assert kind in KINDS and kind not in ("claim", "collected")
         with self._lock:
             self._check_owned()
-            while True:
-                made = self._publish(kind, self.epoch, body)
+            for pause_s in _pauses():
+                made = self._publish(kind, self.epoch, body, self.run)
                 if made is not None:
                     return made
+                time.sleep(pause_s)
                 self.check()
+            raise self._hidden()
 
     def check(self) -> None:
         """Raise `Superseded` unless this attempt still owns the run, as far as the journal shows."""
@@ -272,15 +278,19 @@ class Journal:
                                    f"cannot be read: whether another attempt has taken over cannot be told; {SAFE}; run `hpcmr verify "
                                    f"{self.run_dir}`, then start again")
 
+    def _hidden(self) -> StorageError:
+        return StorageError(f"the file system says that {str(self.folder / paths.slot_name(self._last + 1))!r} is there, and does not show it; {SAFE}; "
+                            "nothing was committed: start again")
+
     def _check_owned(self) -> None:
         if self._lost is not None:
             raise Superseded(self._lost)
         assert self.epoch, "claim the run first"
 
-    def _publish(self, kind: str, epoch: int, body: Mapping[str, Any]) -> Entry | None:
+    def _publish(self, kind: str, epoch: int, body: Mapping[str, Any], run: str) -> Entry | None:
         """Put an entry into the next free slot as far as we know; None: it is taken."""
         entry = Entry(self._last + 1, kind, epoch, datetime.now(UTC).isoformat(timespec="seconds"), dict(body))
-        with self._draft(entry) as draft:
+        with self._draft(entry, run) as draft:
             try:
                 files.link(draft, self.folder / paths.slot_name(entry.slot))
             except FileExistsError:
@@ -302,16 +312,18 @@ class Journal:
             self._bad.add(int(entry.body["slot"]))
 
     @contextlib.contextmanager
-    def _draft(self, entry: Entry) -> Iterator[Path]:
+    def _draft(self, entry: Entry, run: str) -> Iterator[Path]:
         """An entry as a durable file, which is gone afterwards."""
-        value = {"format": FORMAT, "version": VERSION, "run": self.run, "slot": entry.slot, "kind": entry.kind, "epoch": entry.epoch,
+        value = {"format": FORMAT, "version": VERSION, "run": run, "slot": entry.slot, "kind": entry.kind, "epoch": entry.epoch,
                  "written": entry.written, "body": entry.body}
-        draft = self.folder / paths.slot_draft(secrets.token_hex(8))
+        draft, content = self.folder / paths.slot_draft(secrets.token_hex(8)), sealed.render(value, KEYS)
+        if len(content) > ENTRY_NBYTES_MAX:
+            raise StorageError(f"an entry of the kind {entry.kind!r} would have {len(content):,} bytes, more than {ENTRY_NBYTES_MAX:,}; {SAFE}")
         try:
             with files.storing(self.folder / paths.slot_name(entry.slot), "write", SAFE):
                 fd = files.create(draft)
                 try:
-                    files.write_all(fd, [sealed.render(value, KEYS)], 0)
+                    files.write_all(fd, [content], 0)
                     files.sync(fd)
                 finally:
                     os.close(fd)
@@ -344,7 +356,7 @@ class Journal:
 
     def _collect(self, entry: Entry) -> None:
         stub = Entry(entry.slot, "collected", entry.epoch, entry.written, {})
-        with self._draft(stub) as draft:
+        with self._draft(stub, self.run) as draft:
             files.rename(draft, self.folder / paths.slot_name(entry.slot))
         self.entries[self.entries.index(entry)] = stub
 
@@ -363,8 +375,14 @@ class Journal:
             self.check()
             kept = {name for e in self.entries if e.kind == "generation" and e.slot not in self._condemned for name in files_of(e.body)}
             there = {f"{folder.name}/{n}" for folder in paths.run_folders(self.run_dir) for n in files.names_in(folder)}
+            there = {n for n in there if paths.is_run_file(n.removesuffix(".tmp"))}          # what is not ours is not touched
             drafts = {f"{self.folder.name}/{n}" for n in files.names_in(self.folder) if paths.is_draft(n)}
             return self._remove((there - kept) | drafts)
+
+
+def _pauses() -> Iterator[float]:
+    """Others may take the slots that we try: at once, for as long as they do; a folder that shows old contents clears up in seconds."""
+    return itertools.chain(itertools.repeat(0.0, 100), itertools.repeat(0.1, 100))
 
 
 def values_of(body: Any, key: str) -> Iterator[str]:
@@ -397,7 +415,7 @@ def _parsed(content: bytes, slot: int) -> tuple[Entry, str]:
     value = sealed.parse(content, KEYS, ENTRY_NBYTES_MAX)
     if value["format"] != FORMAT or value["version"] != VERSION:
         raise sealed.Wrong(f"its format is {str(value['format'])[:40]!r} version {str(value['version'])[:20]}, not {FORMAT!r} version {VERSION}")
-    if value["slot"] != slot:
+    if sealed.number(value["slot"], "its slot") != slot:
         raise sealed.Wrong(f"it belongs to slot {str(value['slot'])[:20]}")
     kind, epoch = sealed.text(value["kind"], "its kind", 40), sealed.number(value["epoch"], "its epoch", 10 ** 9)
     if kind not in KINDS or epoch < 1:

@@ -147,7 +147,7 @@ class PieceFile:
             raise MEDIUM.damaged(self.path, "its index is not the one that was written")
         try:
             self._segment, self._frame = _index_parsed(raw.tobytes(), self.path, info)
-        except (sealed.Wrong, HpcmrError, ValueError, TypeError, OverflowError) as wrong:
+        except (sealed.Wrong, HpcmrError, ValueError, TypeError, OverflowError, SyntaxError, RecursionError) as wrong:
             raise MEDIUM.damaged(self.path, f"its index makes no sense ({wrong})") from None
         self.schema, self.first, self.count, self.rows = self._segment.schema, self._segment.first, self._segment.count, info["rows"]
 
@@ -206,6 +206,10 @@ class PieceFile:
 
     def _verify_array(self, fd: int, n: int, array: Array) -> None:
         made = self._segment
+        if array.spec.role == "offsets" and not array.cuts[-1]:
+            with MEDIUM.using(self.path, "read back"):
+                if any(bytes(raw) != bytes(8) for _, raw in _blocks(fd, array.offset, array.offset + 8)):
+                    raise MEDIUM.damaged(self.path, f"the first offset of {array.spec.name!r} is not the one that was written")
         block = np.empty(0, np.uint8)
         for p, q in zip(made.bounds[:-1].tolist(), made.bounds[1:].tolist(), strict=True):
             nbytes = array.place(p, q)[1]
