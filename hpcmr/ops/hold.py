@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 import numpy as np
 
 from hpcmr.data.batch import Batch, BytesColumn, Column, FixedColumn, ListColumn
+from hpcmr.data.partitioning import Partitioned, of_pieces
 from hpcmr.data.schema import Schema
 from hpcmr.data.source import BATCH_NBYTES
 from hpcmr.ops.contract import StageContext
 
 BLOCK_NBYTES = 4 * BATCH_NBYTES      # what a piece is kept in
+FILE_NBYTES = 256 << 20              # of a file of a checkpoint
+COPY_NBYTES = 32 << 20               # of rows on scratch, what is read and written at a time
+FILE_PIECES = 4096                   # range of pieces in it
 RESERVE_SHARE = 4                    # of the memory that is free at the beginning, the part that is left free before rows go to scratch
 
 
 class _Piece:
-    """The rows of one piece: blocks, each in memory (`Batch`) or away (a handle of the spool)."""
+    """The rows of one piece: blocks, each in memory (`Batch`), away (a handle of the spool), or in the run directory (`Restored`)."""
 
     __slots__ = ("blocks", "nrows", "row", "sizes")
 
     def __init__(self, row: int) -> None:
         self.row = row
         self.nrows = 0
-        self.blocks: list[Batch | Away] = []
+        self.blocks: list[Batch | Away | Restored] = []
         self.sizes: list[int] = []
 
 
@@ -35,6 +40,24 @@ class Away:
     """A block that lies in the spool."""
 
     handle: Any
+
+
+class Rows(Protocol):
+    """Rows by piece in the run directory: see `hpcmr.run.stored`."""
+
+    def read(self, piece: int) -> Iterator[Partitioned]:
+        """The rows of a piece, in memory of their own."""
+
+    def close(self) -> None:
+        """Give memory back."""
+
+
+@dataclass(frozen=True)
+class Restored:
+    """All rows of a piece that an earlier run kept."""
+
+    rows: Rows
+    piece: int
 
 
 class Hold:
@@ -50,6 +73,10 @@ class Hold:
     ----------
     rows, nbytes : int
         Of all that was kept, in memory or not. `nbytes` counts each row by itself, so that its sum over ranks depends on the rows alone.
+    retains : bool
+        Rows that are dropped stay until a checkpoint was given them (`tell`).
+    waits : callable or None
+        Waits until the checkpoint that is being written has all that it was given.
     """
 
     def __init__(self, ctx: StageContext, what: str) -> None:
@@ -62,6 +89,12 @@ class Hold:
         self._taken = 0
         self._reserve = ctx.available() // RESERVE_SHARE
         self._in_memory: list[tuple[int, int]] = []      # piece and number of each block in memory, the latest last
+        self._untold: list[tuple[int, int]] = []         # the same of blocks that no checkpoint was given
+        self._dropped: set[int] = set()                  # pieces that are dropped once they are told
+        self._lent = False                               # a checkpoint reads blocks that are away
+        self._restored: Rows | None = None
+        self.retains = False
+        self.waits: Callable[[], None] | None = None
         self.rows = self.nbytes = 0
 
     # ---- in ------------------------------------------------------------------------------------------------------------
@@ -97,6 +130,7 @@ class Hold:
         self._account(nbytes - before)
         found = self._pieces[self._now]
         self._in_memory.append((self._now, len(found.blocks)))
+        self._untold.append((self._now, len(found.blocks)))
         found.blocks.append(block)
         found.sizes.append(nbytes)
         found.nrows += block.nrows
@@ -158,37 +192,116 @@ class Hold:
         """The rows of a piece, again and again; batches must not be changed."""
         if piece in self._pieces:
             for block in self._pieces[piece].blocks:
-                yield self._block(block)
+                if isinstance(block, Restored):
+                    yield from (part.batch for part in block.rows.read(block.piece))
+                else:
+                    yield self._block(block)
 
-    def _block(self, block: Batch | Away) -> Batch:
+    def _block(self, block: Batch | Away | Restored) -> Batch:
         if isinstance(block, Batch):
             return block
-        assert self._ctx.spool is not None
+        assert isinstance(block, Away) and self._ctx.spool is not None
         return self._ctx.spool.get(block.handle)
 
     def drop(self, piece: int) -> None:
         """The rows of a piece are not needed any more."""
+        if self.retains and piece in self._pieces and any(p == piece for p, _ in self._untold):
+            self._dropped.add(piece)
+            return
         found = self._pieces.pop(piece, None)
         if found is None:
             return
+        self._return_lent(found)
         for block, nbytes in zip(found.blocks, found.sizes, strict=True):
             if isinstance(block, Batch):
                 self._ctx.give(nbytes)
                 self._taken -= nbytes
-            elif self._ctx.spool is not None:
+            elif isinstance(block, Away) and self._ctx.spool is not None:
                 self._ctx.spool.drop(block.handle)
         self._in_memory = [(p, i) for p, i in self._in_memory if p != piece]
+        self._untold = [(p, i) for p, i in self._untold if p != piece]
+
+    def _return_lent(self, found: _Piece) -> None:
+        """Scratch must stay as it is while a checkpoint copies from it."""
+        if self._lent and self.waits is not None and any(isinstance(b, Away) for b in found.blocks):
+            self.waits()
+            self._lent = False
 
     def close(self) -> None:
         """Give all memory and scratch back. May be called twice."""
-        if self._ctx.spool is not None:
-            for found in self._pieces.values():
-                for block in found.blocks:
-                    if isinstance(block, Away):
-                        self._ctx.spool.drop(block.handle)
-        self._pieces, self._small, self._in_memory = {}, [], []
+        for found in self._pieces.values():
+            self._return_lent(found)
+            for block in found.blocks:
+                if isinstance(block, Away) and self._ctx.spool is not None:
+                    self._ctx.spool.drop(block.handle)
+        if self._restored is not None:
+            self._restored.close()
+        self._pieces, self._small, self._in_memory, self._untold, self._restored = {}, [], [], [], None
         self._ctx.give(self._taken)
         self._taken = 0
+
+    # ---- checkpoints ---------------------------------------------------------------------------------------------------
+
+    @property
+    def untold_nbytes(self) -> int:
+        """Bytes that `tell` would give, about."""
+        return sum(self._pieces[p].sizes[i] for p, i in self._untold) + self._small_nbytes
+
+    def tell(self) -> tuple[list[Partitioned], list[Callable[[], Iterator[Partitioned]]]]:
+        """Give a checkpoint what none was given, by piece: rows in memory, and calls that give those on scratch. Between two pieces."""
+        self.seal()
+        memory: list[Partitioned] = []
+        away: list[Callable[[], Iterator[Partitioned]]] = []
+        untold = [(p, i, self._pieces[p].sizes[i]) for p, i in sorted(self._untold)]
+        # The blocks of a piece must come back in their order: they are all given in one way.
+        mixed = {p for p, i, _ in untold if isinstance(self._pieces[p].blocks[i], Away)}
+        for group in _groups([u for u in untold if u[0] not in mixed], FILE_NBYTES):
+            first, count = group[0][0], group[-1][0] - group[0][0] + 1
+            memory += [_of_piece(self._block(self._pieces[p].blocks[i]), p, first, count) for p, i in group]
+        for group in _groups([u for u in untold if u[0] in mixed], COPY_NBYTES):
+            away.append(partial(self._copied, [(p, self._pieces[p].blocks[i]) for p, i in group]))
+        self._untold = []
+        self._lent = self._lent or bool(away)
+        dropped, self._dropped = self._dropped, set()
+        for piece in dropped:
+            found = self._pieces[piece]
+            if away and any(isinstance(b, Away) for b in found.blocks):
+                self._dropped.add(piece)          # with the next checkpoint, when this one has been written
+            else:
+                self.drop(piece)
+        return memory, away
+
+    def _copied(self, blocks: list[tuple[int, Any]]) -> Iterator[Partitioned]:
+        whole = of_pieces((piece, self._block(block)) for piece, block in blocks)
+        if whole is not None:
+            yield whole
+
+    def restore(self, rows: Rows, pieces: Mapping[int, int]) -> None:
+        """Take over rows that an earlier run kept: their number by piece. They are read from there. `rows` and `nbytes` are not changed."""
+        self._restored = rows
+        for piece, nrows in pieces.items():
+            found = self._pieces[piece] = _Piece(0)
+            found.blocks, found.sizes, found.nrows = [Restored(rows, piece)], [0], nrows
+
+
+def _of_piece(block: Batch, piece: int, first: int, count: int) -> Partitioned:
+    starts = np.zeros(count + 1, np.int64)
+    starts[piece - first + 1:] = block.nrows
+    return Partitioned(block, starts, first)
+
+
+def _groups(blocks: list[tuple[int, int, int]], limit_nbytes: int) -> Iterator[list[tuple[int, int]]]:
+    """Blocks (piece, number, bytes), in order, that are to lie in one file: of near pieces, and not too many."""
+    group: list[tuple[int, int]] = []
+    nbytes = 0
+    for piece, i, size in blocks:
+        if group and (nbytes + size > limit_nbytes or piece - group[0][0] > FILE_PIECES):
+            yield group
+            group, nbytes = [], 0
+        group.append((piece, i))
+        nbytes += size
+    if group:
+        yield group
 
 
 @dataclass
