@@ -203,7 +203,8 @@ def _execute(order: Order, session: Session, ctx: JobContext, args: argparse.Nam
     from hpcmr.run.policy import Pace
 
     def body() -> None:
-        job, session.code, modules = _load(order)
+        with session.world.together("load the job"):
+            job, session.code, modules = _load(order)
         if not args.explain:
             with _owned(order, session, modules, args, claimed) as todo:
                 if todo:

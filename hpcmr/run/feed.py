@@ -4,7 +4,7 @@ rank owns, and several of these one behind the other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, zip_longest
 from typing import Any, Protocol
 
@@ -158,11 +158,15 @@ class PartitionFeed:
     nbytes_total : int
     before : callable, optional
         Called with a partition before it is finished: what of it lies elsewhere is merged there.
+    sides : sequence of KeyedOperator, optional
+        Whose ``rows_out`` count what is finished; the operator's own by default.
 
     Attributes
     ----------
     rows, nbytes : int
         Read so far.
+    given : list of int
+        Of each side, rows that were counted when partitions were finished which have been read to their end.
     """
 
     dealt = False
@@ -171,8 +175,12 @@ class PartitionFeed:
     again = False
     late: tuple[tuple[int, ...], ...] = ()
 
-    def __init__(self, operator: Any, bounds: NDArray[np.int64], rank: int, nbytes_total: int, before: Callable[[int], None] | None = None) -> None:
+    def __init__(self, operator: Any, bounds: NDArray[np.int64], rank: int, nbytes_total: int, before: Callable[[int], None] | None = None,
+                 sides: Sequence[Any] = ()) -> None:
         self.operator: KeyedOperator = operator
+        self._sides = sides or (operator,)
+        self.given = [0] * len(self._sides)
+        self._ahead: dict[int, list[int]] = {}      # the same of pieces that are being read, or were peeked at
         self.count = int(bounds[-1])
         self.mine = list(range(int(bounds[rank]), int(bounds[rank + 1])))
         self.weights = np.ones(len(self.mine), np.int64)
@@ -193,16 +201,28 @@ class PartitionFeed:
             self.rows += batch.nrows
             self.nbytes += batch.nbytes
             yield batch
+        self.given = [a + b for a, b in zip(self.given, self._ahead.pop(piece), strict=True)]
 
     def _finished(self, piece: int) -> Iterator[Batch]:
+        found = self._ahead[piece] = [0] * len(self._sides)
+        blocks = self._blocks(piece)
+        while True:
+            before = [getattr(s, "rows_out", 0) for s in self._sides]
+            block = next(blocks, None)
+            for i, side in enumerate(self._sides):
+                found[i] += getattr(side, "rows_out", 0) - before[i]
+            if block is None:
+                return
+            yield from sliced(block)
+
+    def _blocks(self, piece: int) -> Iterator[Batch]:
         if self._before is not None:
             self._before(piece)
         blocks = getattr(self.operator, "finish_blocks", None)
         if blocks is None:
-            yield from sliced(self.operator.finish(piece))
-            return
-        for block in blocks(piece):
-            yield from sliced(block)
+            yield self.operator.finish(piece)
+        else:
+            yield from blocks(piece)
 
     def peek(self, piece: int) -> Iterator[Batch]:
         """Its first batches are copied, the rest stays for `read`. A later piece is peeked at when this one is through, if at all."""
@@ -393,6 +413,39 @@ class TailFeed:
 
     def close(self) -> None:
         self._rows = None
+
+
+class NoFeed:
+    """Nothing is left to read: the stage behind it was done by an earlier attempt."""
+
+    dealt = False
+    is_input = False
+    shared = True
+    again = False
+    count = 0
+    late: tuple[tuple[int, ...], ...] = ()
+
+    def __init__(self, nbytes_total: int) -> None:
+        self.nbytes_total = nbytes_total
+        self.mine: list[int] = []
+        self.weights = np.zeros(0, np.int64)
+
+    def where(self, piece: int) -> str:
+        return "nothing"
+
+    def row(self, piece: int) -> int:
+        return 0
+
+    def read(self, piece: int) -> Iterator[Batch]:
+        return iter(())
+
+    peek = read
+
+    def settle(self, group: int, together: Collective) -> None:
+        """Nothing is late."""
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 class SomeFeed:

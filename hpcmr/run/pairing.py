@@ -15,6 +15,7 @@ from hpcmr.data.schema import Schema
 from hpcmr.errors import HpcmrError
 from hpcmr.ops.contract import Origin, PairOperator
 from hpcmr.ops.hold import Hold, Pinned, real_nbytes
+from hpcmr.plan.stages import Segment
 from hpcmr.run.context import RunContext
 from hpcmr.run.drive import Tally
 from hpcmr.run.feed import HeldFeed, PartitionFeed, TailFeed, UnionFeed
@@ -45,6 +46,11 @@ class Pairing:
     def __init__(self, action: Action, operator: PairOperator, partitions: int | None, label: str) -> None:
         self.action, self.world, self.operator, self.label = action, action.world, operator, label
         self._wish = partitions
+
+    def made(self, part: Segment, place: str) -> Flow:
+        """The result as a flow; what an earlier attempt has of it is not made again. Collective: yes."""
+        right = self.action.flow(part.inputs[1], f"{place}.1")
+        return self.run(self.action.flow(part.inputs[0], f"{place}.0"), right)
 
     def run(self, left: Flow, right: Flow) -> Flow:
         """The result as a flow. Collective: yes."""

@@ -18,8 +18,11 @@ from hpcmr.data.batch import BytesColumn, Column, FixedColumn
 from hpcmr.data.partitioning import Partitioned, owner_bounds
 from hpcmr.errors import HpcmrError
 from hpcmr.ops.contract import KeyedOperator
+from hpcmr.run.checkpoint import Fresh, Section
 from hpcmr.run.context import RunContext
 from hpcmr.run.shelf import Shelf
+from hpcmr.run.stored import Stored, stored_bounds
+from hpcmr.store.pieces import PieceFile
 
 KEPT_SHARE = 8       # of the memory that is free at the first round, the part that receive buffers may keep for the next one
 ROUND_SHARE = 8      # of the budget, what an operator's state may grow by between two rounds, if it does not say so itself
@@ -36,6 +39,8 @@ class Shuffle:
     ctx : RunContext
     bounds : (size + 1,) int64, optional
         Partitions that each rank owns, where that is settled; else they are cut by the bytes of the first round.
+    section : Section, optional
+        Of the stage in the checkpoints of the job. Where it has a record, its pieces count as received.
 
     Attributes
     ----------
@@ -44,12 +49,14 @@ class Shuffle:
     stats : Stats
     """
 
-    def __init__(self, world: World, operator: KeyedOperator, ctx: RunContext, bounds: NDArray[np.int64] | None = None) -> None:
+    def __init__(self, world: World, operator: KeyedOperator, ctx: RunContext, bounds: NDArray[np.int64] | None = None,
+                 section: Section | None = None) -> None:
         self.world, self.operator, self.ctx = world, operator, ctx
         self.bounds = bounds
         self.stats = Stats()
         self._buffers = Buffers(max(0, ctx.available() // KEPT_SHARE))
-        self._shelf = Shelf(ctx, hasattr(operator, "bring"))
+        self._shelf = Shelf(ctx, hasattr(operator, "bring"), section)
+        self._files: list[PieceFile] = []
         self._rounds = 0
         self._grown_from = ctx.taken_nbytes
 
@@ -137,12 +144,36 @@ class Shuffle:
             raise
         self._shelf.put(received, taken)
 
+    # -- checkpoints -------------------------------------------------------------------------------------------------------------
+
+    def restore(self, section: Section) -> None:
+        """Take over what an earlier attempt received, wherever it was. Collective: yes."""
+        record = section.record
+        assert record is not None
+        with self.world.together("open a checkpoint"):
+            self._files = section.files(record.pieces)
+        if self.bounds is None and "count" in record.facts:
+            self.bounds = stored_bounds(self.world, self._files, int(record.facts["count"]))
+
+    def tell(self, fresh: Fresh) -> None:
+        """Give a checkpoint what was received since the last one. Between rounds."""
+        self._shelf.tell(fresh)
+
+    @property
+    def untold_nbytes(self) -> int:
+        """Bytes that `tell` would give."""
+        return self._shelf.untold_nbytes
+
     # -- after the last round ----------------------------------------------------------------------------------------------------
 
     def end(self) -> None:
         """All rows have come: merge them, or make ready to merge a partition at a time (`bring`). Collective: yes."""
         self._buffers = Buffers()
         with self.world.together("merge the state of a stage"):
+            if self._files:
+                assert self.bounds is not None
+                mine = self.bounds[self.world.rank:self.world.rank + 2].tolist()
+                self._shelf.stored = Stored(self._files, mine[0], mine[1], self.ctx)
             self._shelf.end(self.operator)
 
     def bring(self, partition: int) -> None:

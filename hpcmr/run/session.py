@@ -9,7 +9,8 @@ import logging
 import sys
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar, Token
 from pathlib import Path
 from types import TracebackType
@@ -21,8 +22,10 @@ from hpcmr.errors import EXIT_FAILED, HpcmrError
 from hpcmr.ops.outlet import Outlet
 from hpcmr.plan.nodes import Node
 from hpcmr.run.action import Action
+from hpcmr.run.checkpoint import Checkpointer
 from hpcmr.run.memory import budget_of
 from hpcmr.run.metrics import StageTotals
+from hpcmr.run.policy import Pace
 from hpcmr.run.progress import Progress
 from hpcmr.run.report import end_table, error_report, summary
 from hpcmr.store.scratch import Scratch
@@ -84,8 +87,12 @@ class Session:
         Outputs take the place of earlier ones.
     outputs : list of dict
         What was published, or was there already, in order: path, rows, nbytes, shards.
+    checkpoints : Checkpointer or None
+        On the command line, after `keep_checkpoints`.
     attempt : Attempt or None
         On the command line: this attempt at the run, with its journal (on rank 0) and its epoch.
+    error : BaseException or None
+        What the job ended with, once it has ended.
     notice : Notice or None
         On the command line: tells that somebody outside wants the job to commit and leave.
 
@@ -117,7 +124,9 @@ class Session:
         self.fresh = False
         self.outputs: list[dict[str, Any]] = []
         self.attempt: Attempt | None = None
+        self.checkpoints: Checkpointer | None = None
         self.notice: Notice | None = None
+        self.error: BaseException | None = None
         self.agreed_error: BaseException | None = None
         self._said: set[str] = set()
         self._tokens: list[Token[Session | None]] = []
@@ -132,6 +141,24 @@ class Session:
     def new_spool(self) -> Spool:
         """Scratch for rows by partition, or for batches."""
         return Spool(self.scratch)
+
+    @contextmanager
+    def keep_checkpoints(self, pace: Pace) -> Iterator[None]:
+        """In here the job is committed now and then, and what an earlier attempt has committed is taken over. Collective: yes.
+
+        Parameters
+        ----------
+        pace : Pace
+            How often.
+        """
+        assert self.attempt is not None and self.run_dir is not None
+        notice = self.notice
+        noticed = (lambda: notice.name is not None) if notice is not None else None
+        self.checkpoints = Checkpointer(self, self.run_dir, self.attempt.journal, pace, noticed)
+        try:
+            yield
+        finally:
+            self.checkpoints.close()
 
     @property
     def grace_s(self) -> float | None:
@@ -202,6 +229,8 @@ class Session:
     def last_words(self, error: BaseException) -> None:
         """The others do not come to hear of `error`: say it here and end the job. Command line only; does not return."""
         shared = place_error(to_shared(error), (self.world.rank,))
+        if self.attempt is not None:
+            self.attempt.end(shared)
         print(error_report(shared, self.world.size), file=sys.stderr, flush=True)
         self.world.abort(shared.exit_code if isinstance(shared, HpcmrError) else EXIT_FAILED)
 
