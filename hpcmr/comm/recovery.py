@@ -150,9 +150,11 @@ class Watch:
         if isinstance(error, RankDied):
             return error
         cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, self._mpi.Exception):
+        seen: set[int] = set()       # causes and contexts together may go round in a circle
+        while cause is not None and not isinstance(cause, self._mpi.Exception) and id(cause) not in seen:
+            seen.add(id(cause))
             cause = cause.__cause__ or cause.__context__
-        if cause is not None:
+        if isinstance(cause, self._mpi.Exception):
             return self.suspect()
         return self.died() if self._dead() else None
 
