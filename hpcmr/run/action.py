@@ -20,13 +20,15 @@ from hpcmr.plan.fingerprint import inputs_digest, plan_fingerprint
 from hpcmr.plan.nodes import Keyed, Node, Pair, Persist, Read, Union, walk
 from hpcmr.plan.stages import Segment, segment, stage_count
 from hpcmr.run.context import RunContext, Together
+from hpcmr.run.ending import OutletStage
 from hpcmr.run.feed import HeldFeed, OwnFeed, SplitFeed
 from hpcmr.run.flow import Behind, Flow, joined
+from hpcmr.run.keyed import KeyedStage
 from hpcmr.run.metrics import StageTotals, measured
 from hpcmr.run.ordering import SurveyStage
 from hpcmr.run.pairing import Pairing
 from hpcmr.run.report import show_ranks
-from hpcmr.run.stage import HoldStage, KeyedStage, OutletStage, Stage
+from hpcmr.run.stage import HoldStage, Stage
 from hpcmr.run.uniting import unite
 from hpcmr.store import paths
 

@@ -20,9 +20,10 @@ from hpcmr.run.context import RunContext
 from hpcmr.run.drive import Tally
 from hpcmr.run.feed import HeldFeed, PartitionFeed, TailFeed, UnionFeed
 from hpcmr.run.flow import Flow, joined
+from hpcmr.run.keyed import into_operator, last_round, owners, partitions_of, survey
 from hpcmr.run.prepare import Chain, infer_columns
 from hpcmr.run.rounds import Shuffle
-from hpcmr.run.stage import HoldStage, Stage, into_operator, last_round, owners, partitions_of, settle, survey
+from hpcmr.run.stage import HoldStage, Stage, settle
 
 if TYPE_CHECKING:
     from hpcmr.run.action import Action

@@ -26,7 +26,7 @@ from typing import Any
 
 from hpcmr.errors import EXIT_DONE, EXIT_FAILED, EXIT_REFUSED, EXIT_RESUMABLE, HpcmrError, InputError
 from hpcmr.run import slurm
-from hpcmr.run.batch import notice_s, script_path
+from hpcmr.run.batch import notice_s
 from hpcmr.run.status import new_status, read_status, write_status
 from hpcmr.store import files, paths
 from hpcmr.store.journal import Journal
@@ -96,18 +96,18 @@ def mark(run_dir: Path) -> str:
         return ""
     journal = Journal(run_dir)
     newest = journal.newest_generation()
-    if newest is None:
+    published = [e.body.get("path") for e in journal.entries if e.kind == "publish"]
+    if newest is None and not published:
         return ""
-    facts = {k: newest.body[k] for k in ("actions", "kept") if k in newest.body}
-    ledgers = _without_places(facts) if facts else newest.slot
-    return hashlib.sha256(json.dumps(ledgers, sort_keys=True).encode()).hexdigest()[:16]
+    told = json.dumps([published, None if newest is None else behind(newest.body)], sort_keys=True)
+    return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
-def _without_places(value: Any) -> Any:
-    """What a generation holds, without the files that it is in: these are others each time."""
-    if isinstance(value, Mapping):
-        return {k: _without_places(v) for k, v in value.items() if k not in ("file", "pieces", "digest", "nbytes", "seconds", "written")}
-    return [_without_places(v) for v in value] if isinstance(value, list) else value
+def behind(body: Mapping[str, Any]) -> list[Any]:
+    """What a generation has behind it, and nothing of the files that hold it, which are others each time: actions, kept tables, pieces of input."""
+    action = body.get("action") or {}
+    records = {key: [r.get("complete"), r.get("ledger"), r.get("settled") is not None] for key, r in (action.get("records") or {}).items()}
+    return [[f.get("ordinal") for f in body.get("finished", [])], sorted(body.get("kept", {})), action.get("ordinal"), records]
 
 
 # -- what is written down ------------------------------------------------------------------------------------------------
@@ -293,7 +293,3 @@ def say_failed(run_dir: Path, reason: str) -> None:
     with contextlib.suppress(OSError):
         fd = write_status(run_dir, {**(_status(run_dir) or new_status(run_dir)), "state": "failed", "reason": reason})
         os.close(fd)
-
-
-__all__ = ["GO_ON", "LEAVE", "STOP", "End", "Verdict", "begin", "change", "directive", "end", "forget_attempts", "jobs_of", "mark", "marks_of",
-           "read_json", "record", "say_failed", "script_path", "set_notice", "stalled", "verdict", "wanted_notice_s", "write_json", "write_text"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing, nullcontext
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -11,24 +11,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hpcmr.data.batch import Batch
-from hpcmr.data.partitioning import partition_count
-from hpcmr.data.schema import Schema
 from hpcmr.errors import ConservationError
 from hpcmr.ops.contract import KeyedOperator, Origin, Step
 from hpcmr.ops.hold import Hold, Pinned
-from hpcmr.ops.outlet import Outlet
 from hpcmr.plan.fingerprint import digest_of
 from hpcmr.run.checkpoint import Fresh, Section
 from hpcmr.run.context import RunContext, Together
 from hpcmr.run.drive import Drive, Tally
-from hpcmr.run.feed import PART_BITS, Feed, HeldFeed, NoFeed, PartitionFeed, SomeFeed, owned
+from hpcmr.run.feed import PART_BITS, Feed, HeldFeed, SomeFeed
 from hpcmr.run.flow import Flow
-from hpcmr.run.generation import Record, runs_of, schema_json
+from hpcmr.run.generation import runs_of
 from hpcmr.run.metrics import StageFigures
 from hpcmr.run.prepare import Chain, Kernels, compile_all, infer_columns, sample_of
 from hpcmr.run.progress import StageProgress
-from hpcmr.run.rounds import Shuffle, cut_owners
-from hpcmr.run.stored import Stored, stored_bounds
+from hpcmr.run.rounds import Shuffle
 from hpcmr.run.through import through
 
 if TYPE_CHECKING:
@@ -309,59 +305,6 @@ def _never(piece: int) -> bool:
     return False
 
 
-class OutletStage(Stage):
-    """The last stage: into the action's outlet."""
-
-    def __init__(self, action: Action, flow: Flow, outlet: Outlet, key: str = "") -> None:
-        super().__init__(action, flow, outlet.name)
-        self.outlet = outlet
-        self._key = key if hasattr(outlet, "sealed") and not flow.feed.late and not overlapping(self) else ""
-
-    def run(self) -> None:
-        """Collective: yes."""
-        outlet = self.outlet
-        chain = self.bind()
-        self.ctx.partitions = self.feed.count
-        self.prepare(chain, outlet, lambda _: outlet.open(self.ctx, chain.schema))
-        section = self.enter(self._key)
-        if section is not None and section.record is not None:
-            self._restore(section, section.record)
-        self.telling(section)
-        self.go(self._sink, self.tally, enough=outlet.enough, ascending=outlet.ascending, section=section)
-        self.done()
-
-    def _restore(self, section: Section, record: Record) -> None:
-        """Give the outlet what it took in earlier attempts: rows in ranges of pieces by bytes, the rest in turn. Collective: yes."""
-        outlet: Any = self.outlet
-        rank, size = self.world.rank, self.world.size
-        with self.world.together("open a checkpoint"):
-            found = section.files(record.pieces)
-        bounds = stored_bounds(self.world, found, max(1, self.feed.count)).tolist()
-
-        def rows() -> Iterator[tuple[int, Batch]]:
-            stored = Stored(found, bounds[rank], bounds[rank + 1], self.ctx)
-            try:
-                for piece in range(bounds[rank], bounds[rank + 1]):
-                    for part in stored.read(piece):
-                        yield piece, owned(part.batch)
-            finally:
-                stored.close()
-
-        with self.world.together("restore an outlet"):
-            outlet.restore(record.told[rank::size], rows())
-
-    def tell_more(self, fresh: Fresh) -> None:
-        sealed = self.outlet.sealed()       # type: ignore[attr-defined]
-        if sealed is not None:
-            fresh.told, fresh.finish = sealed.told, sealed.finish
-            fresh.pieces += [sealed.rows] if sealed.rows is not None else []
-
-    def _sink(self, piece: int, row: int, batch: Batch) -> int:
-        self.tally.nbytes_out += batch.nbytes
-        self.outlet.take(piece, batch)
-        return batch.nrows
-
-
 class HoldStage(Stage):
     """Rows are kept on the ranks that make them.
 
@@ -444,236 +387,12 @@ def held_feed(stage: Stage, hold: Hold, pinned: Pinned | None, once: bool) -> He
     return HeldFeed(hold, stage.feed.count, mine, int(sums[0]), stage.name, once)
 
 
-class KeyedStage(Stage):
-    """Into a keyed operator, in rounds, so that each partition ends at its owner.
-
-    Parameters
-    ----------
-    partitions : int or None
-        Their number, if somebody asked for one.
-    key : str
-        Place in the checkpoints of the job; empty: none.
-    """
-
-    def __init__(self, action: Action, flow: Flow, operator: KeyedOperator, partitions: int | None, label: str, key: str = "") -> None:
-        super().__init__(action, flow, label)
-        self._key = key
-        self.operator = operator
-        self._wish = partitions
-        self._open = False
-        self._kept: Hold | None = None
-        self._made: PartitionFeed | None = None
-        self._final: list[int] | None = None
-        self._given = 0
-
-    def run(self) -> Flow:
-        """The partitions as a flow. Collective: yes."""
-        operator: Any = self.operator
-        nbytes_total = self.feed.nbytes_total
-        chain = self._chain = self.bind(operator)
-        pinned = self._reused(chain)
-        self.ctx.partitions = pinned.count if pinned else self._wish or partition_count(nbytes_total)
-
-        def ready(sample: Batch | None) -> None:
-            self._open = True
-            operator.open(self.ctx, sample)
-
-        self.prepare(chain, operator, ready, sampled=True)
-        bounds = pinned.bounds if pinned else None
-        surveying = getattr(operator, "survey", False)
-        section = self.enter(self._key, amid=not self.feed.late and not overlapping(self) and (not surveying or can_resettle(operator)))
-        if surveying:
-            bounds = self._settled(section, section.record) if section is not None and section.record is not None else self._survey(bounds)
-        else:
-            self._absorb()
-        shuffle = self._begin(section, bounds)
-        into_operator(self, operator, shuffle, section)
-        if not surveying:
-            settle(self, operator)
-        last_round(self, shuffle)
-        return self._flow(chain.schema, nbytes_total, self.flow.splits)
-
-    def _begin(self, section: Section | None, bounds: Any) -> Shuffle:
-        """The rounds, with what an earlier attempt received. Collective: yes."""
-        assert self.operator is not None
-        shuffle = self.shuffle = Shuffle(self.world, self.operator, self.ctx, bounds, section)
-        if section is not None and section.record is not None:
-            shuffle.restore(section)
-        self.telling(section)
-        return shuffle
-
-    def _flow(self, schema: Schema, nbytes_total: int, splits: Any) -> Flow:
-        operator, shuffle = self.operator, self.shuffle
-        assert operator is not None and shuffle is not None and shuffle.bounds is not None
-        self.done(shuffle.stats.nbytes_sent)
-        made = self._made = PartitionFeed(operator, shuffle.bounds, self.world.rank, nbytes_total, shuffle.bring)
-        return Flow(made, schema, (), (), (self,), partitions_of(operator, schema, shuffle.bounds), splits)
-
-    @classmethod
-    def restored(cls, action: Action, operator: KeyedOperator, label: str, key: str, splits: Any) -> Flow:
-        """The partitions of a stage that an earlier attempt was through with: nothing below it runs. Collective: yes."""
-        cuts = action.session.checkpoints
-        assert cuts is not None
-        record = cuts.record(key)
-        assert record is not None
-        feed = NoFeed(int(record.facts["nbytes_total"]))
-        stage = cls(action, Flow(feed, record.schema("in"), (), (), (), None, splits), operator, None, label, key)
-        return stage.again(record)
-
-    def again(self, record: Record) -> Flow:
-        """`run`, of a stage that is complete in a checkpoint. Collective: yes."""
-        operator: Any = self.operator
-        with self.world.together("bind the columns"):
-            chain = self._chain = Chain((), self.flow.schema, operator)
-            if not chain.complete:
-                chain.fix(record.schema("out"))
-        self.ctx.partitions = int(record.facts["partitions"])
-
-        def ready(sample: Batch | None) -> None:
-            self._open = True
-            operator.open(self.ctx, None)
-
-        self.prepare(chain, operator, ready)
-        section = self.enter(self._key, amid=False)
-        assert section is not None
-        self._pieces, self._numbers = record.counts[:2]
-        if getattr(operator, "survey", False):
-            self._settled(section, record)
-        shuffle = self._begin(section, None)
-        self._watch = StageProgress(self.session, self.number, self.action.total, self.name, 1)
-        shuffle.end()
-        return self._flow(chain.schema, self.feed.nbytes_total, self.flow.splits)
-
-    def _settled(self, section: Section, record: Record) -> Any:
-        """What an earlier attempt found out in its first pass; returns owners, as `_survey` does. Collective: yes."""
-        operator: Any = self.operator
-        assert record.settled is not None
-        with self.world.together(f"restore {operator.name}"):
-            operator.resettle(section.files([record.settled])[0].read(0, 1).batch)
-        return owners(self, [operator])
-
-    # -- checkpoints -----------------------------------------------------------------------------------------------
-
-    def tell_more(self, fresh: Fresh) -> None:
-        shuffle, section, operator = self.shuffle, self.section, self.operator
-        assert shuffle is not None and shuffle.bounds is not None and section is not None
-        shuffle.tell(fresh)
-        if getattr(operator, "survey", False) and not section.settled:
-            fresh.settled = operator.settled()      # type: ignore[union-attr]
-        chain = self._chain
-        section.facts = {"count": int(shuffle.bounds[-1]), "partitions": self.ctx.partitions, "nbytes_total": self.feed.nbytes_total}
-        section.schemas = {"in": schema_json(chain.into_operator), "out": schema_json(chain.schema)}
-
-    def untold(self) -> int:
-        return self.shuffle.untold_nbytes if self.shuffle is not None else 0
-
-    @property
-    def sections(self) -> list[Section]:
-        return [self.section] if self.section is not None else []
-
-    def given(self) -> dict[str, int]:
-        """Rows of the result that were counted when they were read: see `Record`."""
-        assert self._made is not None
-        return {self.section.key: self._made.given[0] + self._given} if self.section is not None else {}
-
-    def take_given(self, given: dict[str, int]) -> None:
-        """The same of earlier attempts."""
-        if self.section is not None and self.world.rank == 0:
-            self._given = given.get(self.section.key, 0)
-            self.base = [*(self.base or [0] * 7)[:6], (self.base or [0] * 7)[6] + self._given]
-
-    def _reused(self, chain: Chain) -> Pinned | None:
-        """The partitions that rows lie in already, if they are those that the operator wants."""
-        keys = getattr(self.operator, "keys", None)
-        pinned = self.flow.pinned_behind()
-        if pinned is None or keys is None or self._wish not in (None, pinned.count) or not getattr(self.operator, "partitioned_by", None):
-            return None
-        return pinned if pinned.fits(tuple(keys), chain.into_operator) else None
-
-    def _absorb(self) -> None:
-        absorb = getattr(self.operator, "absorb", None)
-        if absorb is not None and self.steps and absorb(self.steps[-1]):
-            self.steps = self.steps[:-1]
-
-    def _survey(self, bounds: Any) -> Any:
-        """The first of two passes; returns owners, if the operator can tell what they would get."""
-        operator: Any = self.operator
-        self.seen = Tally()
-        self._kept = survey(self, operator)
-        settle(self, operator)
-        return owners(self, [operator]) if bounds is None else bounds
-
-    def done(self, exchanged_nbytes: int = 0) -> None:
-        super().done(exchanged_nbytes)
-        if self._kept is not None:
-            self._kept.close()
-
-    def taken_by(self, stage: Stage) -> None:
-        self.reader = stage
-        assert self._made is not None
-        self.figures.rows_out, self.figures.nbytes_out = self._made.rows, self._made.nbytes
-        self._final = self.counts()
-        self.release()
-
-    def counts(self) -> list[int]:
-        return self._final or super().counts()
-
-    def release(self) -> None:
-        super().release()
-        if self._kept is not None:
-            self._kept.close()
-        if self._open and self.operator is not None:
-            self._open = False
-            self.operator.close()
-
-
-def survey(stage: Stage, operator: Any) -> Hold | None:
-    """All rows of a stage once past `operator.observe`. Collective: yes.
-
-    They are read again where that is cheap. Else they are kept, and the stage's feed and steps are then those of the kept rows.
-    """
-    assert stage.seen is not None
-    hold = None if stage.flow.repeatable else Hold(stage.ctx, f"the input of {operator.name}")
-
-    def sink(piece: int, row: int, batch: Batch) -> int:
-        operator.observe(batch, Origin(piece, row))
-        if hold is not None:
-            hold.take(piece, row, batch)
-        return batch.nrows
-
-    try:
-        stage.go(sink, stage.seen)
-        if hold is None:
-            return None
-        with stage.world.together("keep rows on the ranks"):
-            hold.seal()
-    except BaseException:
-        if hold is not None:
-            hold.close()
-        raise
-    stage.feed = held_feed(stage, hold, None, once=True)
-    stage.steps = ()
-    return hold
-
-
 def settle(stage: Stage, *operators: Any) -> None:
     """Call `settle` of those that have one. Collective: yes."""
     for operator in operators:
         if hasattr(operator, "settle"):
             with stage.world.together(f"settle {operator.name}"):
                 operator.settle(Together(stage.world))
-
-
-def owners(stage: Stage, operators: list[Any]) -> Any:
-    """Owner bounds from the bytes that the operators expect; None if they cannot tell. Collective: yes."""
-    found = [o.weights() for o in operators if hasattr(o, "weights")]
-    known = [w for w in found if w is not None]
-    return cut_owners(stage.world, sum(known[1:], known[0])) if known else None
-
-
-def can_resettle(operator: Any) -> bool:
-    """Whether a checkpoint can keep what the operator's first pass came to."""
-    return hasattr(operator, "settled") and hasattr(operator, "resettle")
 
 
 def overlapping(stage: Stage) -> bool:
@@ -683,31 +402,3 @@ def overlapping(stage: Stage) -> bool:
     pieces = [p for mine in stage.world.allgather(runs_of(stage.feed.mine)) for p in mine]
     pieces.sort()
     return any(a[1] > b[0] for a, b in pairwise(pieces))
-
-
-def into_operator(stage: Stage, operator: Any, shuffle: Shuffle, section: Section | None = None) -> None:
-    """All pieces of a stage into a keyed operator, with rounds of the exchange when it wants them. Collective: yes."""
-
-    def sink(piece: int, row: int, batch: Batch) -> int:
-        rows = operator.consume(batch, Origin(piece, row))
-        return batch.nrows if rows is None else int(rows)
-
-    stage.go(sink, stage.tally, round_=shuffle.round, pressure=shuffle.pressure, whole_pieces=getattr(operator, "whole_splits", False),
-             section=section)
-
-
-def last_round(stage: Stage, shuffle: Shuffle) -> None:
-    """What is left in the operator goes to the owners. Collective: yes."""
-    stage._watch.note("exchanging")
-    shuffle.round(last=True)
-    stage.tally.rounds += 1
-    stage.boundary()
-    shuffle.end()
-
-
-def partitions_of(operator: Any, schema: Schema, bounds: Any) -> Pinned | None:
-    """The partitions of an operator's result, if they are those of a hash that others use too."""
-    keys = getattr(operator, "partitioned_by", None)
-    if not keys or any(k not in schema for k in keys):
-        return None
-    return Pinned(tuple(keys), tuple(str(schema[k].type) for k in keys), bounds)
