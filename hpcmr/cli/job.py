@@ -156,6 +156,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _attempt(order: Order, args: argparse.Namespace, world: World, deaths: tuple[Death, ...], notice: Notice, claimed: list[Attempt]) -> Ending:
     """All that belongs to one attempt; after `deaths` the one that has `claimed` the run goes on, on the ranks that live."""
+    from hpcmr.run.attempt import redone
     from hpcmr.run.command import Ending, deaths_of
     from hpcmr.run.report import degraded
 
@@ -171,12 +172,12 @@ def _attempt(order: Order, args: argparse.Namespace, world: World, deaths: tuple
     code = _execute(order, session, ctx, args, claimed)
 
     def tell(world: World) -> None:
-        if session.attempt is not None:
-            session.attempt.end(session.error, session.outputs)
-        died = deaths_of(world)
+        died, attempt = deaths_of(world), session.attempt
         if died:
             _speak(args, world.rank)
-            session.log.warning("%s", degraded(died, world.size))
+            session.log.warning("%s", degraded(died, world.size, redone(attempt) if attempt is not None else ()))
+        if attempt is not None:
+            attempt.end(session.error, session.outputs)
         if code == EXIT_DONE:
             _tell_end(session, args)
 
@@ -290,13 +291,15 @@ def _speak(args: argparse.Namespace, rank: int) -> None:
 
 def _tell_end(session: Session, args: argparse.Namespace) -> None:
     """What it cost on stderr, and what came of it on stdout."""
+    from hpcmr.run.command import deaths_of
+
     report = session.report()
     if report and session.attempt is not None:
         session.attempt.note(report)
     if report and not args.quiet:
         print(report, file=sys.stderr, flush=True)
     for output in session.outputs:
-        if output.get("done"):
+        if output.get("done") and not deaths_of(session.world):
             session.say(f"{_shown(output['path'])} was published by this very run already; --fresh makes it anew")
         print(f"{_shown(output['path'])}\t{output['rows']}")
     sys.stdout.flush()

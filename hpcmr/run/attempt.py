@@ -21,6 +21,7 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,8 @@ import numpy as np
 from hpcmr.errors import EXIT_DONE, EXIT_FAILED, EXIT_RESUMABLE, HpcmrError, InputError, Refused, StorageError, Superseded
 from hpcmr.run import identity as identities
 from hpcmr.run.owner import life_of, show_owner, this_owner
+from hpcmr.run.progress import show_seconds
+from hpcmr.run.report import error_report
 from hpcmr.run.status import StatusWriter, new_status, read_status
 from hpcmr.store import files, manifest, paths
 from hpcmr.store.journal import Entry, Journal
@@ -109,6 +112,8 @@ class Attempt:
             return
         self._ended = True
         state, code, reason = verdict(error)
+        if error is not None:
+            self.note(error_report(error, command=state))
         if isinstance(error, Superseded):
             self.drop()
             return
@@ -250,21 +255,46 @@ def go_on(session: Session, before: Attempt | None, name: str, spec: Path) -> bo
         ours = last is not None and _lineage(last) == watch.lineage        # a rank 0 that claimed it and died before anybody knew
         journal.adopt(last.epoch if ours and last is not None else earlier)
         epoch = journal.claim({**this_owner(world.size, world.node_count), "fresh": False, "lineage": watch.lineage})
+        redone = _redone(journal, last.written if last is not None else "", max(d.at for d in watch.deaths))
+        session.say(f"redone is {redone}")
         journal.sweep()
         settle(journal, session.say)
         journal.append("degraded", {"ranks": [{"rank": d.member.rank, "node": d.member.node, "pid": d.member.pid, "at": d.at} for d in watch.deaths],
-                                    "left": world.size})
+                                    "left": world.size, "redone": redone, "lineage": watch.lineage})
         if before is not None:
             before.drop()
         told = _first_status(session, name, spec, epoch)
         with contextlib.suppress(InputError):
             told = {**(read_status(run_dir) or told), **_place(world), "attempt": epoch}
+        told["reason"] = "degraded: " + "; ".join(map(str, watch.deaths))
         held.append(Attempt(run_dir, epoch, 0, journal, StatusWriter(run_dir, told), _since(journal)))
         return epoch
 
     epoch = world.on_root(on_root)
     session.attempt = held[0] if held else Attempt(run_dir, epoch, world.rank, since=before.since if before is not None else 0)
     return True
+
+
+def _redone(journal: Journal, began: str, died: float) -> str:
+    """What is lost by deaths at the time `died`, in an attempt that `began`: all since its newest checkpoint."""
+    found = journal.continued
+    since = max(began, found.written) if found is not None else began
+    lost = ""
+    with contextlib.suppress(ValueError):
+        lost = f", {show_seconds(max(0.0, died - datetime.fromisoformat(since).timestamp()))} of work"
+    if found is None:
+        return f"everything{lost}: no checkpoint had been committed"
+    over = len(found.body.get("finished", ()))
+    return f"what was done since checkpoint {found.slot}{lost}" + (f"; {over} action{'s were' if over > 1 else ' was'} finished by then" if over else "")
+
+
+def redone(attempt: Attempt) -> list[str]:
+    """What was redone after each death of a rank of this job; on rank 0."""
+    with contextlib.suppress(HpcmrError):
+        journal = attempt.journal or Journal(attempt.run_dir)
+        mine = next((_lineage(e) for e in reversed(journal.entries) if e.kind == "claim"), "")
+        return [str(e.body.get("redone", "")) for e in journal.entries if e.kind == "degraded" and mine and e.body.get("lineage") == mine]
+    return []
 
 
 def _lineage(claim: Entry) -> str:

@@ -66,10 +66,10 @@ def error_report(error: BaseException, size: int = 1, command: str = "hpcmr job"
     return "\n".join(lines)
 
 
-def degraded(deaths: Sequence[object], left: int, redone: str = "") -> str:
+def degraded(deaths: Sequence[object], left: int, redone: Sequence[str] = ()) -> str:
     """What a job has to say that lost ranks on its way: which, where, when, and what was redone."""
     lost = f"{len(deaths)} rank{'s' if len(deaths) > 1 else ''} died on the way, {left} finished the job; the result is the same"
-    return "\n".join([f"degraded: {lost}", *(f"  {death}" for death in deaths), *([f"  redone: {redone}"] if redone else [])])
+    return "\n".join([f"degraded: {lost}", *(f"  {death}" for death in deaths), *(f"  redone: {what}" for what in redone)])
 
 
 def show_ranks(ranks: Sequence[int]) -> str:
