@@ -285,7 +285,8 @@ def _redone(journal: Journal, began: str, died: float) -> str:
     if found is None:
         return f"everything{lost}: no checkpoint had been committed"
     over = len(found.body.get("finished", ()))
-    return f"what was done since checkpoint {found.slot}{lost}" + (f"; {over} action{'s were' if over > 1 else ' was'} finished by then" if over else "")
+    before = f"; {over} action{'s were' if over > 1 else ' was'} finished by then" if over else ""
+    return f"what was done since checkpoint {found.slot}{lost}{before}"
 
 
 def redone(attempt: Attempt) -> list[str]:
