@@ -21,7 +21,7 @@ from hpcmr._version import __version__
 from hpcmr.comm.launcher import env_rank
 from hpcmr.errors import EXIT_DONE, EXIT_FAILED, EXIT_REFUSED, HpcmrError
 
-COMMANDS = ("job", "cat", "export", "inspect", "digest", "launch", "bench", "doctor",
+COMMANDS = ("job", "cat", "export", "inspect", "digest", "verify", "clean", "launch", "bench", "doctor",
             "submit", "status", "logs", "cancel", "resume", "site", "attempt")
 SILENT_RANK_DELAY_S = 1.0
 

@@ -336,16 +336,24 @@ class Journal:
         self._pass_over(slot, why)
         self.append("condemned", {"slot": slot, "why": why})
 
+    def condemn_file(self, file: str, why: str) -> None:
+        """`condemn` the generations that name a file."""
+        for entry in [e for e in self.generations() if file in files_of(e.body)]:
+            self.condemn(entry.slot, why)
+
     # -- what is needed no more -----------------------------------------------------------------------------------------------------
 
     def collect(self, keep: int = 2) -> int:
-        """Remove generations but for the newest `keep` whole ones, and the files that only they name; returns the number of files."""
+        """Remove generations but for the newest `keep` whole ones, and the files that only they name; returns the number of files.
+
+        With 0, of a run that is done, nothing is kept.
+        """
         with self._lock:
             self.check()
             whole = list(self.generations())
             if len(whole) < keep:
                 return 0
-            old = [e for e in self.entries if e.kind == "generation" and e.slot < whole[0].slot and e not in whole[:keep]]
+            old = [e for e in self.entries if e.kind == "generation" and (not keep or (e.slot < whole[0].slot and e not in whole[:keep]))]
             if not old:
                 return 0
             for entry in old:

@@ -55,10 +55,15 @@ def choose(option: str | os.PathLike[str] | None = None, env: Mapping[str, str] 
 
 
 @contextlib.contextmanager
-def spilling(path: Path, what: str = "write") -> Iterator[None]:
-    """Turn every `OSError` of the body into a `StorageError` that names the file, what is left of the disk, and what to do."""
+def spilling(path: Path, what: str = "write", but: type[OSError] | tuple[()] = ()) -> Iterator[None]:
+    """Turn every `OSError` of the body into a `StorageError` that names the file, what is left of the disk, and what to do.
+
+    Errors of the kind `but` pass.
+    """
     try:
         yield
+    except but:
+        raise
     except OSError as error:
         code = error.errno or 0
         advice = _ADVICE.get(code, "give --scratch a folder on another file system")
@@ -125,7 +130,8 @@ class Scratch:
         for _ in range(TRIES):
             with contextlib.suppress(FileNotFoundError):       # another process was the last one and took the user's folder away
                 return _make(_home(self.base, make=True))
-        return _make(_home(self.base, make=True))
+        with spilling(paths.scratch_home(self.base), "make the folder of"):
+            return _make(_home(self.base, make=True))
 
     def close(self) -> None:
         """Remove the folder and all in it. Never raises."""
@@ -135,16 +141,20 @@ class Scratch:
 
     def sweep(self) -> int:
         """Remove what dead processes of this user left; returns the number of folders. Never raises."""
-        try:
-            home = _home(self.base, make=False)
-            names = os.listdir(home)
-        except (OSError, StorageError):
-            return 0
-        dead = [home / n for n in names if _is_dead(home / n)]
+        dead = self.dead()
         for folder in dead:
             shutil.rmtree(folder, ignore_errors=True)
-        files.remove_empty_folder_quietly(home)
+        if dead:
+            files.remove_empty_folder_quietly(dead[0].parent)
         return len(dead)
+
+    def dead(self) -> list[Path]:
+        """Folders that dead processes of this user left. Never raises."""
+        try:
+            home = _home(self.base, make=False)
+            return [home / n for n in sorted(os.listdir(home)) if _is_dead(home / n)]
+        except (OSError, StorageError):
+            return []
 
 
 def _home(base: Path, make: bool) -> Path:
@@ -154,7 +164,7 @@ def _home(base: Path, make: bool) -> Path:
         if make:
             base.mkdir(parents=True, exist_ok=True)
             with contextlib.suppress(FileExistsError):
-                os.mkdir(home, 0o700)
+                files.retried(os.mkdir, home, 0o700)
         info = os.lstat(home)
     if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.geteuid() or info.st_mode & 0o077:
         raise StorageError(f"scratch {str(home)!r} is not a private folder of yours; remove it, or give --scratch another folder")
@@ -162,21 +172,27 @@ def _home(base: Path, make: bool) -> Path:
 
 
 def _make(home: Path) -> tuple[Path, int]:
-    """A new folder with its owner's mark, and the descriptor that holds the lock. It gets its name when it has both."""
+    """A new folder with its owner's mark, and the descriptor that holds the lock. It gets its name when it has both.
+
+    Raises `FileNotFoundError` if `home` is not there any more.
+    """
     token = uuid.uuid4().hex[:16]
-    rough, folder = home / f".{token}", paths.scratch_run(home, token)
-    with contextlib.suppress(FileExistsError):
-        os.mkdir(rough, 0o700)
-    with spilling(folder, "make the folder of"):
-        try:
-            fd = files.open_new(rough / paths.OWNER)
-            os.write(fd, json.dumps(_owner()).encode())
+    rough, folder, fd = home / f".{token}", paths.scratch_run(home, token), -1
+    try:
+        with spilling(folder, "make the folder of", but=FileNotFoundError), contextlib.suppress(FileExistsError):
+            files.retried(os.mkdir, rough, 0o700)
+        with spilling(folder, "make the folder of"):
+            fd = files.create(rough / paths.OWNER)
+            files.write_all(fd, [json.dumps(_owner()).encode()], 0)
             with contextlib.suppress(OSError):       # a file system without locks
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.rename(rough, folder)
-        except BaseException:
-            shutil.rmtree(rough, ignore_errors=True)
-            raise
+            files.rename(rough, folder)
+    except BaseException:
+        if fd >= 0:
+            os.close(fd)
+        shutil.rmtree(rough, ignore_errors=True)
+        files.remove_empty_folder_quietly(home)
+        raise
     return folder, fd
 
 

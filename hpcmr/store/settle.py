@@ -60,22 +60,23 @@ def settle(journal: Journal, say: Callable[[str], None] = lambda text: None) -> 
     """
     journal.check()
     count = 0
+    newest: dict[Path, Intent] = {}
     for one in list(_intents(journal)):
-        count += _settle(one, say)
-        sweep_beside(one.folder, journal, journal.epoch - 1)
+        if one.folder not in newest:
+            newest[one.folder] = one
+            count += _settle(one, say)
+            sweep_beside(one.folder, journal, journal.epoch - 1)
+        elif _identity(one.folder) and one.aside != newest[one.folder].aside:
+            discard_quietly(one.aside)       # an output was set aside for this one, which has been replaced itself since
     return count
 
 
 def _intents(journal: Journal) -> Iterator[Intent]:
-    """The newest intent for each output."""
-    seen = set()
+    """What the journal tells of, the newest first."""
     for entry in reversed(journal.entries):
         if entry.kind == "publish":
             with contextlib.suppress(sealed.Wrong, ValueError, Refused):
-                one = _parsed(entry)
-                if one.folder not in seen:
-                    seen.add(one.folder)
-                    yield one
+                yield _parsed(entry)
 
 
 def _parsed(entry: Entry) -> Intent:

@@ -17,24 +17,25 @@ from hpcmr.store.journal import Entry, Journal
 from hpcmr.store.pieces import PieceFile, fault_of, sync_names, write_pieces
 from hpcmr.store.publish import publish, remove_attempt
 from hpcmr.store.reader import StoredTable
+from hpcmr.store.settle import settle
 from hpcmr.store.writer import TableWriter
 
 RANKS = 3
 
 
-def table(number: int, rows: int = 300) -> Batch:
-    return Batch.of({"a": np.arange(rows) * number, "s": [f"value {i * number}" for i in range(rows)]})
+def table(number: int, rank: int = 0, rows: int = 300) -> Batch:
+    return Batch.of({"a": np.arange(rows) * number, "s": [f"value {i * number} of {rank}" for i in range(rows)]})
 
 
-def write(folder: Path, number: int, attempt: str = "", *, replace: bool = False) -> None:
+def write(folder: Path, number: int, attempt: str = "", *, replace: bool = False, journal: Journal | None = None) -> None:
     """An output of some ranks, as they do it: on an error everything of the attempt goes."""
     infos, attempt, writers = [], attempt or f"attempt{number}", []
     try:
         for rank in range(RANKS):
             writers.append(TableWriter(folder, rank, table(number).schema, attempt=attempt, shard_nbytes=4000))
-            writers[-1].append(rank, table(number))
+            writers[-1].append(rank, table(number, rank))
             infos += writers[-1].close()
-        publish(folder, table(number).schema, infos, attempt=attempt, replace=replace)
+        publish(folder, table(number).schema, infos, attempt=attempt, replace=replace, journal=journal)
     except BaseException:
         for writer in writers:
             writer.abandon()
@@ -50,7 +51,7 @@ def content(folder: Path) -> int:
     with StoredTable.open(folder) as found:
         found.verify()
         number = int(found["a"][1])
-        assert found.read_batch(0, found.rows).to_pydict() == Batch.concat([table(number)] * RANKS).to_pydict()
+        assert found.read_batch(0, found.rows).to_pydict() == Batch.concat([table(number, rank) for rank in range(RANKS)]).to_pydict()
         return number
 
 
@@ -126,13 +127,14 @@ def one_by_one(*works: Callable[[], Any]) -> list[Any]:
     return [work() for work in works]
 
 
-def run_steps(run_dir: Path, mark: Callable[[str], None] = lambda text: None, until: int = STEPS, together: Together = one_by_one) -> None:
+def run_steps(run_dir: Path, mark: Callable[[str], None] = lambda text: None, until: int = STEPS, together: Together = one_by_one,
+              deep: bool = False) -> None:
     """A run from where it was left to its end: an attempt that claims it, and commits a generation for each step.
 
     Ranks write their pieces at the same time, through `together`.
     """
     journal = Journal(run_dir)
-    epoch = journal.claim({"host": "n1", "pid": 1}, generation_fault(run_dir))
+    epoch = journal.claim({"host": "n1", "pid": 1}, generation_fault(run_dir, deep))
     journal.sweep()
     held = list(journal.continued.body["pieces"]) if journal.continued else []
     for step in range(int(journal.continued.body["step"]) + 1 if journal.continued else 1, until + 1):
@@ -145,6 +147,21 @@ def run_steps(run_dir: Path, mark: Callable[[str], None] = lambda text: None, un
         journal.collect(keep=2)
     if until == STEPS:
         journal.append("end", {"state": "done", "reason": ""})
+
+
+def publish_next(run_dir: Path, out: Path, until: int, mark: Callable[[str], None] = lambda text: None) -> None:
+    """Attempts that publish an output and then newer ones in its place, up to number `until`; finishes what an earlier one had begun."""
+    while True:
+        journal = Journal(run_dir)
+        epoch = journal.claim({"host": "n1", "pid": 1}, generation_fault(run_dir))
+        settle(journal)
+        journal.sweep()
+        number = content(out)
+        if number == until:
+            journal.append("end", {"state": "done", "reason": ""})
+            return
+        write(out, number + 1, paths.attempt_name(journal.run, epoch, 1), replace=number > 0, journal=journal)
+        mark(str(number + 1))
 
 
 def stray(run_dir: Path) -> list[str]:

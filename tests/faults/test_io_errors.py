@@ -6,14 +6,17 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from hpcmr.errors import HpcmrError, StorageError
-from hpcmr.store import files
-from tests.faults.jobs import content, write
+from hpcmr.store import files, layout, segment, shard
+from hpcmr.store.scratch import Scratch
+from hpcmr.store.spill import Spool
+from tests.faults.jobs import content, found_step, parts_of, run_steps, stray, write
 from tests.support.io_errors import ERRORS, FULL, PASSING, REMOVING, SHORT, Failing, Fault, faults, sites_of
 
 CASES: Counter[str] = Counter()
@@ -21,12 +24,16 @@ CASES: Counter[str] = Counter()
 
 @dataclass(frozen=True)
 class Work:
-    """`before` makes what is there already, `work` (of an attempt) is what fails, `state` tells what is found: 2 what it made."""
+    """`before` makes what is there already, `work` (of an attempt) is what fails, `state` tells what is found: 2 what it made.
+
+    `leftovers` must be none after an error, `strays` after the next start.
+    """
 
     before: Callable[[Path], None]
     work: Callable[[Path, str], None]
     state: Callable[[Path], int]
     leftovers: Callable[[Path], list[str]]
+    strays: Callable[[Path], list[str]]
 
 
 def temporary(folder: Path) -> list[str]:
@@ -40,22 +47,74 @@ def output(folder: Path) -> int:
     return content(folder / "out") or sum(map(content, aside))
 
 
+def checkpoint(folder: Path) -> int:
+    """1: two checkpoints as before, 2: a third one."""
+    return max(0, found_step(folder / "run") - 1)
+
+
+def first_checkpoint(folder: Path) -> int:
+    return 2 * found_step(folder / "run")
+
+
 WORKS = {
-    "output": Work(lambda folder: None, lambda folder, attempt: write(folder / "out", 2, attempt), output, temporary),
+    "output": Work(lambda folder: None, lambda folder, attempt: write(folder / "out", 2, attempt), output, temporary, temporary),
     "replaced output": Work(lambda folder: write(folder / "out", 1), lambda folder, attempt: write(folder / "out", 2, attempt, replace=True),
-                            output, temporary),
+                            output, temporary, temporary),
+    "first checkpoint": Work(lambda folder: None, lambda folder, attempt: run_steps(folder / "run", until=1), first_checkpoint, temporary,
+                             lambda folder: stray(folder / "run")),
+    "checkpoint": Work(lambda folder: run_steps(folder / "run", until=2), lambda folder, attempt: run_steps(folder / "run", until=3), checkpoint,
+                       temporary, lambda folder: stray(folder / "run")),
 }
+
+
+CAME_BACK: set[Path] = set()
+
+
+def spill(folder: Path, attempt: str) -> None:
+    """Rows go to scratch and come back."""
+    CAME_BACK.discard(folder)
+    scratch = Scratch(folder)
+    spool = Spool(scratch)
+    try:
+        for rank in range(2):
+            spool.append(parts_of(1, rank) if rank == 0 else [replace(parts_of(1, 1)[0], first=0)])
+        for partition in range(3):
+            assert sum(p.batch.nrows for p in spool.read(partition)) == sum(parts_of(1, r)[0].starts[partition + 1] - parts_of(1, r)[0].starts[partition]
+                                                                           for r in range(2))
+        CAME_BACK.add(folder)
+    finally:
+        spool.close()
+        scratch.close()
+
+
+def scratch_left(folder: Path) -> list[str]:
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*"))
+
+
+WORKS["spill"] = Work(lambda folder: None, spill, lambda folder: 2 * (folder in CAME_BACK), scratch_left, lambda folder: [])
+QUICK = ("replaced output", "checkpoint", "spill")
+LONG = bool(os.environ.get("HPCMR_TEST_LONG"))
+LAYOUTS: dict[Any, Any] = {}
 
 
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tries follow one another at once, and the disk is not waited for."""
+    """Tries follow one another at once, the disk is not waited for, and HDF5 lays out each kind of file once."""
+    def lay_out(schema: Any, arrays: Any) -> Any:
+        key = (str(schema), str([(spec.name, count) for spec, count in arrays]))
+        if key not in LAYOUTS:
+            LAYOUTS[key] = layout.lay_out(schema, arrays)
+        return LAYOUTS[key]
+
+    monkeypatch.setattr(segment, "lay_out", lay_out)
+    monkeypatch.setattr(shard, "lay_out", lay_out)
     monkeypatch.setattr(files, "PAUSES_S", (0.0,) * len(files.PAUSES_S))
     monkeypatch.setattr(os, "fsync", lambda fd: None)
 
 
 def failed(work: Work, folder: Path, fault: Fault) -> None:
     """One case: what is there after the fault, and after a clean try."""
+    CAME_BACK.clear()
     watch, before = Failing(folder, fault), work.state(folder)
     error: HpcmrError | None = None
     try:
@@ -78,11 +137,11 @@ def failed(work: Work, folder: Path, fault: Fault) -> None:
     if found != 2:
         work.work(folder, "second")
         assert work.state(folder) == 2
-        assert not clean or work.leftovers(folder) == []
+        assert not clean or work.strays(folder) == []
 
 
 @pytest.mark.parametrize("error", ERRORS)
-@pytest.mark.parametrize("name", WORKS)
+@pytest.mark.parametrize("name", WORKS if LONG else QUICK)
 def test_every_call_fails(name: str, error: str, tmp_path: Path) -> None:
     work, before = WORKS[name], tmp_path / "before"
     before.mkdir()
@@ -91,7 +150,7 @@ def test_every_call_fails(name: str, error: str, tmp_path: Path) -> None:
     shutil.copytree(before, folder)
     sites = sites_of(folder, lambda: work.work(folder, "first"))
     wrong = []
-    for fault in faults(sites, [error]):
+    for fault in faults(sites, [error], every=LONG):
         shutil.rmtree(folder)
         shutil.copytree(before, folder)
         try:
@@ -103,4 +162,6 @@ def test_every_call_fails(name: str, error: str, tmp_path: Path) -> None:
 
 
 def test_there_are_enough() -> None:
-    print(dict(CASES))
+    """Cases of the tests above; they are counted, so that a site that is lost is noticed."""
+    if set(CASES) >= set(QUICK):
+        assert sum(CASES.values()) >= 900, dict(CASES)

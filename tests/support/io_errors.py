@@ -145,12 +145,17 @@ def sites_of(folder: Path, work: Callable[[], Any]) -> dict[Site, int]:
     return dict(watch.counts)
 
 
-def faults(sites: dict[Site, int], errors: Sequence[str] = ERRORS) -> Iterator[Fault]:
-    """Each error, once and lasting, at the first and at the last call of each site; short writes only where something is written."""
+def faults(sites: dict[Site, int], errors: Sequence[str] = ERRORS, every: bool = True) -> Iterator[Fault]:
+    """Each error, once and lasting, at the first and at the last call of each site; short writes only where something is written.
+
+    Without `every`: once at the last call, lasting from the first one on.
+    """
     for site, count in sites.items():
         for error in errors:
             if error == SHORT and site[0] not in WRITING:
                 continue
-            for nth in sorted({1, count}):
-                yield Fault(site, nth, error, False)
-                yield Fault(site, nth, error, True)
+            if every:
+                yield from (Fault(site, nth, error, lasting) for nth in sorted({1, count}) for lasting in (False, True))
+            else:
+                yield Fault(site, count, error, False)
+                yield Fault(site, 1, error, True)
