@@ -17,22 +17,25 @@ from hpcmr._version import __version__
 from hpcmr.errors import JobSpecError
 from hpcmr.ops.outlet import Outlet
 from hpcmr.plan.fingerprint import inputs_digest, plan_fingerprint
-from hpcmr.plan.nodes import Keyed, Node, Pair, Persist, Read, Union, walk
+from hpcmr.plan.nodes import Keyed, Node, Pair, Persist, Read, Union, parents_of, walk
 from hpcmr.plan.stages import Segment, segment, stage_count
 from hpcmr.run.context import RunContext, Together
 from hpcmr.run.ending import OutletStage
 from hpcmr.run.feed import HeldFeed, OwnFeed, SplitFeed
 from hpcmr.run.flow import Behind, Flow, joined
+from hpcmr.run.holding import HoldStage, recall
 from hpcmr.run.keyed import KeyedStage
 from hpcmr.run.metrics import StageTotals, measured
 from hpcmr.run.ordering import SurveyStage
 from hpcmr.run.pairing import Pairing
 from hpcmr.run.report import show_ranks
-from hpcmr.run.stage import HoldStage, Stage
+from hpcmr.run.results import keep_result, result_of
+from hpcmr.run.stage import Stage
 from hpcmr.run.uniting import unite
 from hpcmr.store import paths
 
 if TYPE_CHECKING:
+    from hpcmr.run.checkpoint import Checkpointer
     from hpcmr.run.session import Session
 
 
@@ -68,11 +71,31 @@ class Action:
                 kept.leave(self.world)
         self.attempt = self._compare()
         self.total = stage_count(plan)
-        if session.checkpoints is not None:
-            session.checkpoints.begin_action(number, self.fingerprint)
         reads = [n.label for n in walk(plan) if isinstance(n, Read)]
         self.provenance: dict[str, Any] = {"job": session.name, "fingerprint": self.fingerprint, "inputs": reads, "hpcmr": __version__,
                                            "code": session.code}
+        self._fills: dict[int, str] = {}        # places in the checkpoints of the job of the tables that are persisted here, by id of `Kept`
+        self.known: dict[str, Any] | None = None        # what is recorded of this action, if it is over
+        if session.checkpoints is not None:
+            self._look_up(session.checkpoints)
+
+    def _look_up(self, cuts: Checkpointer) -> None:
+        """What earlier attempts have of this action, and of the tables that it persists. Collective: yes."""
+        cuts.bury()
+        self.known = cuts.begin_action(self.number, self.fingerprint, self._shown())
+        for node in unfilled(self.plan):
+            digest = plan_fingerprint(node.parent) if node.kept.parent is not None else node.kept.digest
+            key = f"{self.number}.{digest}"
+            while key in self._fills.values():      # the same rows, persisted twice
+                key += "+"
+            self._fills[id(node.kept)] = key
+            if recall(self, node.kept, key, node.label):
+                self.session.say(f"{node.label}: its rows are those of an earlier attempt", once=f"recall {key}")
+            elif self.known is not None:
+                node.kept.made = True           # and dropped since, or never asked for again
+
+    def _shown(self) -> str:
+        return " -> ".join([*(n.label for n in walk(self.plan)), self.outlet.name])
 
     def _compare(self) -> str:
         """Raise unless all ranks are about to do the same; returns a name for this attempt."""
@@ -93,7 +116,7 @@ class Action:
         return drawn if attempt is None or attempt.journal is None else paths.attempt_name(attempt.journal.run, attempt.epoch, drawn)
 
     def _difference(self, prints: list[str]) -> str:
-        plans = self.world.allgather(" -> ".join([*(n.label for n in walk(self.plan)), self.outlet.name]))
+        plans = self.world.allgather(self._shown())
         groups: dict[tuple[str, str], list[int]] = {}
         for rank, key in enumerate(zip(prints, plans, strict=True)):
             groups.setdefault(key, []).append(rank)
@@ -107,22 +130,27 @@ class Action:
     def run(self) -> Any:
         """The result, on every rank or on the one that asked for it. Collective: yes."""
         ctx = RunContext(self.session, 1, self.attempt, self.provenance)
+        cuts = self.session.checkpoints
         try:
             whole = segment(self.plan)
+            if self.known is not None and cuts is not None and is_restartable(whole):
+                if self.outlet.name != "write":
+                    return self._answer(cuts, self.known)
+                self.provenance["committed"] = True        # what it has published is looked at, its input is not
             self._claim(whole)
             done = self.world.on_root(lambda: self.outlet.begin(ctx))
             if done is not None:
+                self._committed(whole, done)
                 return done
             self._survey(whole)
             flow = self.flow(whole, "")
             if self.world.rank == 0 and flow.splits is not None:
                 self.provenance["inputs_digest"] = inputs_digest(flow.splits)
             if self.outlet.ascending and not ends_late(flow):
-                flow = HoldStage(self, flow, "keep", "the rows on the way to the output").run(once=True)
+                flow = HoldStage(self, flow, "keep", "the rows on the way to the output", self.key(whole, "", "keep")).run(once=True)
             OutletStage(self, flow, self.outlet, self.key(whole, "", "outlet")).run()
             result = self._result()
-            if self.session.checkpoints is not None:
-                self.session.checkpoints.end_action(None)
+            self._committed(whole, result)
             return result
         except BaseException:
             self._give_up()
@@ -132,6 +160,22 @@ class Action:
             for stage in self.stages:
                 stage.reader = None
             self.stages, self._owned, self._sources, self._inputs, self._kept = [], [], [], {}, []
+
+    def _answer(self, cuts: Checkpointer, known: dict[str, Any]) -> Any:
+        """The result that an earlier attempt came to. Collective: yes."""
+        self.session.say(f"action {self.number} ({self.outlet.name}) was done before", once=f"answered {self.number}")
+        root = self.outlet.root or 0
+        result = result_of(self.world, cuts.run_dir, known["result"], root, self.outlet.root is None)
+        cuts.end_action(known["result"])
+        return result
+
+    def _committed(self, whole: Segment, result: Any) -> None:
+        """The action is over: later attempts are answered with its result, unless it was made of rows that they cannot know. Collective: yes."""
+        cuts = self.session.checkpoints
+        if cuts is None:
+            return
+        kept = keep_result(self.world, cuts.run_dir, cuts.epoch, self.number, result, self.outlet.root or 0) if is_restartable(whole) else None
+        cuts.end_action(kept)
 
     def join(self, stage: Stage) -> int:
         """A stage begins; returns its number."""
@@ -170,28 +214,44 @@ class Action:
         """Name of a stage in the checkpoints of the job, from its place in the plan; empty where it can have none."""
         return f"{place}:{role}" if self.session.checkpoints is not None and is_restartable(part) else ""
 
-    def _done_before(self, key: str) -> bool:
+    def done_before(self, key: str) -> bool:
         """Whether an earlier attempt was through with the stage at `key`."""
         cuts = self.session.checkpoints
         record = cuts.record(key) if cuts is not None and key else None
         return record is not None and record.complete
 
-    def _splits(self, part: Segment) -> Any:
+    def splits(self, part: Segment) -> Any:
         """All inputs that go into a segment."""
         if isinstance(part.head, Persist) and part.head.kept.filled:
             return part.head.kept.splits
-        return self._inputs[id(part)].splits if part.source is not None else joined(*(self._splits(p) for p in part.inputs))
+        return self._inputs[id(part)].splits if part.source is not None else joined(*(self.splits(p) for p in part.inputs))
 
     def flow(self, part: Segment, place: str) -> Flow:
         """The rows of a segment, as far as they can be had without asking for them; `place` is its path in the plan. Collective: yes."""
         before = len(part.labels) - len(part.steps)
-        flow = self._head(part, place).then((), part.labels[:before])
-        for step, label in zip(part.steps, part.labels[before:], strict=True):
+        steps = list(zip(part.steps, part.labels[before:], self._survey_keys(part, place), strict=True))
+        done = max((i for i, (_, _, key) in enumerate(steps) if self._held_before(key)), default=-1)
+        if done >= 0:
+            step, label, key = steps[done]
+            flow = SurveyStage.restored(self, step, label, key, self.splits(part))
+        else:
+            flow = self._head(part, place).then((), part.labels[:before])
+        for step, label, key in steps[done + 1:]:
             if getattr(step, "survey", False):
-                flow = SurveyStage(self, flow, step, label).run()
+                flow = SurveyStage(self, flow, step, label, key).run()
             else:
                 flow = flow.then([step], [label])
         return flow
+
+    def _survey_keys(self, part: Segment, place: str) -> list[str]:
+        """Places in the checkpoints of the job of steps that see all rows first; empty of others."""
+        return [self.key(part, place, f"survey{i}") if getattr(step, "survey", False) else "" for i, step in enumerate(part.steps)]
+
+    def _held_before(self, key: str) -> bool:
+        """Whether an earlier attempt has kept the rows that a step had to see first."""
+        cuts = self.session.checkpoints
+        record = cuts.record(key) if cuts is not None and key else None
+        return record is not None and record.complete and bool(record.facts.get("held"))
 
     def _head(self, part: Segment, place: str) -> Flow:
         head = part.head
@@ -208,9 +268,9 @@ class Action:
 
     def _keyed(self, head: Keyed, part: Segment, place: str) -> Flow:
         key = self.key(part, place, "keyed")
-        if self._done_before(key):
+        if self.done_before(key):
             self.session.say(f"{head.label}: nothing below it is read again")
-            return KeyedStage.restored(self, copy.copy(head.operator), head.label, key, self._splits(part))
+            return KeyedStage.restored(self, copy.copy(head.operator), head.label, key, self.splits(part))
         return KeyedStage(self, self.flow(part.inputs[0], f"{place}.0"), copy.copy(head.operator), head.partitions, head.label, key).run()
 
     def _persisted(self, head: Persist, part: Segment, place: str) -> Flow:
@@ -218,11 +278,12 @@ class Action:
         if not kept.filled:
             if not part.inputs:
                 raise JobSpecError(f"the rows of {head.label} are gone, and cannot be made again: they are those of an iteration that is over")
-            stage = HoldStage(self, self.flow(part.inputs[0], f"{place}.0"), head.label, "a persisted table")
+            stage = HoldStage(self, self.flow(part.inputs[0], f"{place}.0"), head.label, "a persisted table", self._fills.get(id(kept), ""),
+                              kept=True, again=is_restartable(part.inputs[0]))
             found = stage.run(dense=True)
             feed, hold = found.feed, stage.hold
             assert isinstance(feed, HeldFeed)
-            kept.fill(hold, found.schema, feed.count, feed.mine, feed.nbytes_total, found.pinned, found.splits, self.world)
+            kept.fill(hold, found.schema, feed.count, feed.mine, feed.nbytes_total, found.pinned, found.splits, self.world, stage.section)
             stage.hold = None
         assert kept.hold is not None
         feed = HeldFeed(kept.hold, kept.count, kept.mine, kept.nbytes_global, head.label)
@@ -271,6 +332,23 @@ class Action:
         for release in [thing.release for thing in self.stages] + [thing.release for thing in self._owned]:
             with contextlib.suppress(Exception):
                 release()
+
+
+def unfilled(node: Node) -> list[Persist]:
+    """Persisted tables of a plan whose rows it makes, each once: those that are kept already hide what is below them."""
+    found: list[Persist] = []
+    todo, seen = [node], set[int]()
+    while todo:
+        item = todo.pop()
+        if id(item) in seen:
+            continue
+        seen.add(id(item))
+        if isinstance(item, Persist):
+            if item.kept.filled:
+                continue
+            found += [item] if all(p.kept is not item.kept for p in found) else []
+        todo += reversed(parents_of(item))
+    return found
 
 
 def read(action: Action, source: Any) -> Flow:

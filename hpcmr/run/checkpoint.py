@@ -32,6 +32,7 @@ from hpcmr.store.pieces import PieceFile, fault_of, sync_names, write_pieces
 if TYPE_CHECKING:
     from hpcmr.run.session import Session
 
+PLAN_CHARACTERS = 400       # of the operations of an action, what is recorded for messages
 COPY_NBYTES = 32 << 20      # of rows on scratch, what is read and written at a time
 Finish = Callable[[], None]
 
@@ -91,6 +92,8 @@ class Section:
         Stages that this one reads from. Once a generation holds all of this one's state, they are needed no more.
     facts, schemas
         As in `Record`.
+    dead : bool
+        On this rank nobody needs the persisted table any more.
     """
 
     def __init__(self, checkpoints: Checkpointer, key: str, record: Record | None, kept: bool = False) -> None:
@@ -99,6 +102,7 @@ class Section:
         self.unwritten: Callable[[], int] | None = None
         self.complete = record is not None and record.complete
         self.settled = record is not None and record.settled is not None
+        self.dead = False
         self.behind: list[Section] = []
         self.facts: dict[str, Any] = {}
         self.schemas: dict[str, list[dict[str, Any]]] = {}
@@ -162,6 +166,7 @@ class Checkpointer:
         self.finished: dict[int, dict[str, Any]] = {}
         self.started_from = 0               # slot of the generation that this session continues
         self._kept: dict[str, Record] = {}
+        self._kept_before: dict[str, Record] = {}   # as restored, on all ranks
         self._records: dict[str, Record] = {}       # of the running action: as restored, and on rank 0 as committed last
         self._action: dict[str, Any] | None = None
         self._restored: dict[str, Any] | None = None
@@ -192,39 +197,46 @@ class Checkpointer:
                               "start over with --fresh, or use the version that wrote them")
             self.finished = {int(a["ordinal"]): a for a in body["finished"]}
             self._kept = {key: Record.from_json(r) for key, r in body["kept"].items()}
+            self._kept_before = dict(self._kept)
             self._restored = body["action"]
         return last, epoch
 
-    def begin_action(self, ordinal: int, fingerprint: str) -> None:
-        """An action begins. Raises `Refused` on all ranks if what was recorded at its place is another one."""
-        self._action = {"ordinal": ordinal, "fingerprint": fingerprint}
+    def begin_action(self, ordinal: int, fingerprint: str, plan: str) -> dict[str, Any] | None:
+        """An action begins; returns what is recorded of it if it is over. Collective: no, the same on all ranks.
+
+        Raises
+        ------
+        Refused
+            What was recorded at its place is another action.
+        """
+        self._action = {"ordinal": ordinal, "fingerprint": fingerprint, "plan": plan[:PLAN_CHARACTERS]}
         self._records, self._sections = {}, [s for s in self._sections if s.kept]
-        found = self._restored
-        if found is None or int(found["ordinal"]) != ordinal:
-            return
-        self._check(ordinal, fingerprint, found["fingerprint"])
+        over, found = self.finished.get(ordinal), self._restored
+        for recorded in (over, found):
+            if recorded is not None and int(recorded["ordinal"]) == ordinal:
+                self._check(recorded)
+        if over is not None or found is None or int(found["ordinal"]) != ordinal:
+            return over
         self._records = {key: Record.from_json(r) for key, r in found["records"].items()}
         self._restored = None
         for key, record in sorted(self._records.items()):
             how = "is done" if record.complete else f"has {record.done:,} of its pieces of input behind it"
             self.session.say(f"action {ordinal}, {place_name(key)} {how}, {show_nbytes(record.nbytes)} of state are in the checkpoint")
+        return None
 
-    def answer(self, ordinal: int, fingerprint: str) -> dict[str, Any] | None:
-        """What is recorded of an action that is over; None: it must run. Raises `Refused` if another one was recorded."""
-        found = self.finished.get(ordinal)
-        if found is not None:
-            self._check(ordinal, fingerprint, found["fingerprint"])
-        return found
-
-    def _check(self, ordinal: int, fingerprint: str, recorded: str) -> None:
-        if fingerprint != recorded:
-            raise Refused(f"action {ordinal} of the job is not the one that the checkpoint in {str(self.run_dir)!r} was made of "
-                          f"({fingerprint[:8]}, recorded {recorded[:8]}): the job, or a value that it depends on, has changed; "
-                          "--fresh starts over")
+    def _check(self, recorded: dict[str, Any]) -> None:
+        """Raise `Refused` unless the running action is the one that was recorded at its place."""
+        action = self._action
+        assert action is not None
+        if action["fingerprint"] != recorded["fingerprint"]:
+            was, now = (f"{a.get('plan', '')} ({a['fingerprint'][:8]})" for a in (recorded, action))
+            why = "; the operations look the same, so their functions, captured values or paths differ" if recorded.get("plan") == action["plan"] else ""
+            raise Refused(f"action {action['ordinal']} of the job is not the one that the checkpoint in {str(self.run_dir)!r} was made of{why}:\n"
+                          f"  then: {was}\n  now:  {now}\nthe job, or a value that it depends on, has changed; --fresh starts over")
 
     def section(self, key: str, kept: bool = False) -> Section:
         """The section of a stage that begins, with what an earlier attempt left of it."""
-        found = (self._kept if kept else self._records).get(key)
+        found = (self._kept_before if kept else self._records).get(key)
         made = Section(self, key, found, kept)
         self._sections = [*(s for s in self._sections if s.key != key or s.kept != kept), made]
         return made
@@ -233,9 +245,22 @@ class Checkpointer:
         """What an earlier attempt left of a stage of this action; None: nothing."""
         return self._records.get(key)
 
+    def kept_record(self, key: str) -> Record | None:
+        """What an earlier attempt left of a persisted table; None: nothing."""
+        return self._kept_before.get(key)
+
+    def bury(self) -> None:
+        """Leave out persisted tables that are not needed any more: some rank has dropped them. Collective: yes."""
+        kept = [s for s in self._sections if s.kept]
+        if kept:
+            dead = self.world.allreduce(np.array([s.dead for s in kept], np.int64), "max").tolist()
+            for section in [s for s, gone in zip(kept, dead, strict=True) if gone]:
+                self.drop(section)
+
     def forget(self, section: Section) -> None:
         """Leave a section's record out of all later generations."""
-        (self._kept if section.kept else self._records).pop(section.key, None)
+        for store in (self._kept, self._kept_before) if section.kept else (self._records,):
+            store.pop(section.key, None)
 
     def drop(self, section: Section) -> None:
         """A persisted table is gone. The same on all ranks."""

@@ -256,6 +256,11 @@ class HeldFeed:
         What the rows are, for messages.
     once : bool
         They are read once: a piece that was read is dropped.
+
+    Attributes
+    ----------
+    retains : bool
+        A later attempt needs all rows again, whatever was read of them.
     """
 
     dealt = False
@@ -267,6 +272,7 @@ class HeldFeed:
         self.hold, self.count, self.mine, self.nbytes_total = hold, count, mine, nbytes_total
         self.weights = np.ones(len(mine), np.int64)
         self.again = not once
+        self.retains = False
         self._what = what
 
     def where(self, piece: int) -> str:

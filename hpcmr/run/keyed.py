@@ -14,10 +14,11 @@ from hpcmr.run.drive import Tally
 from hpcmr.run.feed import NoFeed, PartitionFeed
 from hpcmr.run.flow import Flow
 from hpcmr.run.generation import Record, schema_json
+from hpcmr.run.holding import held_feed
 from hpcmr.run.prepare import Chain
 from hpcmr.run.progress import StageProgress
 from hpcmr.run.rounds import Shuffle, cut_owners
-from hpcmr.run.stage import Stage, held_feed, overlapping, settle
+from hpcmr.run.stage import Stage, overlapping, settle
 
 if TYPE_CHECKING:
     from hpcmr.run.action import Action
@@ -60,13 +61,16 @@ class KeyedStage(Stage):
         self.prepare(chain, operator, ready, sampled=True)
         bounds = pinned.bounds if pinned else None
         surveying = getattr(operator, "survey", False)
-        section = self.enter(self._key, amid=not self.feed.late and not overlapping(self) and (not surveying or can_resettle(operator)))
-        if surveying:
-            bounds = self._settled(section, section.record) if section is not None and section.record is not None else self._survey(bounds)
-        else:
+        section = self.enter(self._key if not surveying or can_resettle(operator) else "", amid=not self.feed.late and not overlapping(self))
+        if not surveying:
             self._absorb()
-        shuffle = self._begin(section, bounds)
-        into_operator(self, operator, shuffle, section)
+        elif section is not None and section.record is not None:
+            bounds = self._settled(section, section.record)
+        else:
+            bounds = self._survey(bounds)
+            self.keep_settled(operator)
+        shuffle = self._begin(self.section, bounds)
+        into_operator(self, operator, shuffle, self.section)
         if not surveying:
             settle(self, operator)
         last_round(self, shuffle)
@@ -134,11 +138,9 @@ class KeyedStage(Stage):
     # -- checkpoints -----------------------------------------------------------------------------------------------
 
     def tell_more(self, fresh: Fresh) -> None:
-        shuffle, section, operator = self.shuffle, self.section, self.operator
+        shuffle, section = self.shuffle, self.section
         assert shuffle is not None and shuffle.bounds is not None and section is not None
         shuffle.tell(fresh)
-        if getattr(operator, "survey", False) and not section.settled:
-            fresh.settled = operator.settled()      # type: ignore[union-attr]
         chain = self._chain
         section.facts = {"count": int(shuffle.bounds[-1]), "partitions": self.ctx.partitions, "nbytes_total": self.feed.nbytes_total}
         section.schemas = {"in": schema_json(chain.into_operator), "out": schema_json(chain.schema)}

@@ -8,12 +8,9 @@ from contextlib import closing, nullcontext
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from hpcmr.data.batch import Batch
 from hpcmr.errors import ConservationError
-from hpcmr.ops.contract import KeyedOperator, Origin, Step
-from hpcmr.ops.hold import Hold, Pinned
+from hpcmr.ops.contract import KeyedOperator, Step
 from hpcmr.plan.fingerprint import digest_of
 from hpcmr.run.checkpoint import Fresh, Section
 from hpcmr.run.context import RunContext, Together
@@ -69,6 +66,7 @@ class Stage:
         self.section: Section | None = None
         self.base: list[int] = []               # on rank 0: `counts` of earlier attempts, as far as this one continues them
         self._amid = False
+        self.found: Batch | None = None         # what a first pass came to, for checkpoints
         self._pieces = self._numbers = 0
         self._began = time.monotonic()
         self._spilled = self.session.scratch.nbytes_written
@@ -118,6 +116,8 @@ class Stage:
         done = section.record if section is not None else None
         left = done.left(feed.count) if done is not None else list(range(feed.count))
         some = bool(late) or len(left) < feed.count
+        if section is not None and self._amid and isinstance(feed, HeldFeed) and not feed.retains:
+            feed.hold.retains = False       # what is read and dropped is in this stage's part of a checkpoint
         groups: list[Any] = [SomeFeed(feed, [p for p in left if p not in late]) if some else feed]
         self._watch = StageProgress(self.session, self.number, self.action.total, self.name, _weight(feed))
         self._pieces, self._numbers = feed.count, feed.count * (feed.count - 1) // 2
@@ -173,7 +173,7 @@ class Stage:
 
     # -- checkpoints -----------------------------------------------------------------------------------------------
 
-    def enter(self, key: str, amid: bool = True) -> Section | None:
+    def enter(self, key: str, amid: bool = True, kept: bool = False) -> Section | None:
         """Take the place `key` in the checkpoints of the job, where this stage can have one. The same on all ranks.
 
         Parameters
@@ -182,11 +182,13 @@ class Stage:
             Empty: it cannot.
         amid : bool
             Cuts in the middle of the stage tell of it, and it can be continued from there; else those at its end only.
+        kept : bool
+            It is the place of a persisted table.
         """
         cuts = self.session.checkpoints
         if cuts is None or not key:
             return None
-        section = self.section = cuts.section(key)
+        section = self.section = cuts.section(key, kept)
         self._amid = amid
         if section.record is not None and not section.record.complete and not amid:
             section.restart()
@@ -199,6 +201,14 @@ class Stage:
                     thing.take_given(section.record.given)
         return section
 
+    def keep_settled(self, operator: Any) -> None:
+        """What the operator's first pass came to goes into the checkpoints, or the stage has no place there. The same on all ranks."""
+        if self.section is not None:
+            self.found = operator.settled()
+            if self.found is None:
+                self.section.restart()
+                self.section = None
+
     def telling(self, section: Section | None) -> None:
         """From here on cuts may ask what there is to `tell`."""
         if section is not None and self._amid:
@@ -206,14 +216,20 @@ class Stage:
 
     def tell(self) -> Fresh:
         """What a checkpoint is to know of this stage. Between rounds, and between pieces."""
+        fresh = self.tell_counts()
+        assert self.section is not None
+        fresh.settled = None if self.section.settled else self.found
+        self.tell_more(fresh)
+        return fresh
+
+    def tell_counts(self) -> Fresh:
+        """The part of `tell` that all stages have."""
         counts = self.counts()
         counts[4] = counts[3]           # a first pass is over, or was that of an earlier attempt
         given: dict[str, int] = {}
         for thing in self.flow.behind:
             given.update(thing.given() if hasattr(thing, "given") else {})
-        fresh = Fresh(counts, given)
-        self.tell_more(fresh)
-        return fresh
+        return Fresh(counts, given)
 
     def tell_more(self, fresh: Fresh) -> None:
         """What this kind of stage has beside counts."""
@@ -303,88 +319,6 @@ def _weight(feed: Feed) -> int:
 
 def _never(piece: int) -> bool:
     return False
-
-
-class HoldStage(Stage):
-    """Rows are kept on the ranks that make them.
-
-    Parameters
-    ----------
-    what : str
-        What they are, for messages.
-    """
-
-    def __init__(self, action: Action, flow: Flow, name: str, what: str) -> None:
-        super().__init__(action, flow, name)
-        self.what = what
-        self.hold: Hold | None = None
-
-    def run(self, chain: Chain | None = None, once: bool = False, observe: Callable[[Batch, Origin], None] | None = None,
-            dense: bool = False) -> Flow:
-        """The kept rows as a flow. Collective: yes.
-
-        Parameters
-        ----------
-        chain : Chain, optional
-            The flow's steps, bound by somebody else.
-        once : bool
-            The rows will be read once.
-        observe : callable, optional
-            Sees each batch, too.
-        dense : bool
-            Number the rows of each piece from 0 without gaps. Else they keep the origins that `observe` saw.
-        """
-        chain = chain or self.bind()
-
-        def ready(_: Batch | None) -> None:
-            self.hold = Hold(self.ctx, self.what)
-
-        self.prepare(chain, None, ready)
-        hold = self.hold
-        assert hold is not None
-
-        def sink(piece: int, row: int, batch: Batch) -> int:
-            hold.take(piece, row, batch)
-            if observe is not None:
-                observe(batch, Origin(piece, row))
-            return batch.nrows
-
-        self.go(sink, self.tally)
-        with self.world.together("keep rows on the ranks"):
-            hold.seal()
-        if dense and self.feed.shared:
-            number_rows(self, hold)
-        self.tally.nbytes_out = hold.nbytes
-        pinned = self.flow.pinned_behind()
-        feed = held_feed(self, hold, pinned, once)
-        self.done()
-        return Flow(feed, chain.schema, (), (self.what,), (self,), pinned, self.flow.splits)
-
-    def release(self) -> None:
-        if self.hold is not None:
-            self.hold.close()
-
-    def taken_by(self, stage: Stage) -> None:
-        self.release()
-
-
-def number_rows(stage: Stage, hold: Hold) -> None:
-    """Where parts of a piece lie on several ranks: the rows of each begin where those of the part before it end. Collective: yes."""
-    mine = [(piece, hold.row(piece), hold.nrows(piece), stage.world.rank) for piece in hold.pieces]
-    ends: dict[int, int] = {}
-    for piece, _, nrows, rank in sorted(part for parts in stage.world.allgather(mine) for part in parts):
-        if rank == stage.world.rank:
-            hold.number(piece, ends.get(piece, 0))
-        ends[piece] = ends.get(piece, 0) + nrows
-
-
-def held_feed(stage: Stage, hold: Hold, pinned: Pinned | None, once: bool) -> HeldFeed:
-    """What a stage put into `hold`, as a feed. Its pieces are those of the stage's feed. Collective: yes."""
-    sums = stage.world.allreduce(np.array([hold.nbytes], np.int64))
-    mine = hold.pieces
-    if pinned is not None:        # partitions belong to somebody whether they have rows or not
-        mine = list(range(int(pinned.bounds[stage.world.rank]), int(pinned.bounds[stage.world.rank + 1])))
-    return HeldFeed(hold, stage.feed.count, mine, int(sums[0]), stage.name, once)
 
 
 def settle(stage: Stage, *operators: Any) -> None:
