@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpcmr.data.batch import Batch, BytesColumn, Column, FixedColumn
+from hpcmr.data.memory import room
 from hpcmr.data.schema import ColumnType, Schema
 from hpcmr.errors import DataError, JobSpecError
 
@@ -258,12 +259,14 @@ def decode_key(words: Words, width: int, at: int, kind: ColumnType, long: LongSt
         return fixed_strings(strings, kind) if kind.is_fixed else strings
     dtype = kind.np_dtype
     if dtype.kind == "f":
-        out = np.empty(n, np.float64)
+        out = room(n, np.float64)
         k.decode_float(words, width, at, n, out)
         return FixedColumn(out.astype(dtype, copy=False))
-    raw = words[at::width].copy()
+    raw = room(n, np.uint64)
     if dtype.kind in "imM":
-        raw = (raw ^ np.uint64(1 << 63)).view(np.int64)
+        raw = np.bitwise_xor(words[at::width], np.uint64(1 << 63), out=raw).view(np.int64)
+    else:
+        raw[:] = words[at::width]
     return FixedColumn(raw.view(dtype) if dtype.kind in "mM" else raw.astype(dtype, copy=False))
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from hpcmr.data.batch import Column, FixedColumn
 from hpcmr.data.keys import LongStrings, decode_strings, fixed_strings
+from hpcmr.data.memory import room
 from hpcmr.data.schema import INT64, ColumnType, Field, Schema
 from hpcmr.errors import DataError
 from hpcmr.ops.accumulators import Agg, Program, components, input_of, needs
@@ -39,7 +40,8 @@ class States:
     def rows(self) -> NDArray[np.uint64]:
         """Rows of each group, side by side."""
         if -1 not in self._seen:
-            self._seen[-1] = self.word(self.rows_at).copy()
+            self._seen[-1] = room(self.count, np.uint64)
+            self._seen[-1][:] = self.word(self.rows_at)
         return self._seen[-1]
 
     def word(self, at: int) -> NDArray[np.uint64]:
@@ -122,10 +124,10 @@ def _sum(s: States, agg: Agg, letter: str, at: tuple[int, ...], window: int, cou
     from hpcmr.kernels.finish import final_int_sum, final_sum
 
     if letter == "f":
-        out = np.empty(s.count)
+        out = room(s.count, np.float64)
         final_sum(s.words, s.base + at[0], s.stride, s.count, s.wide, out)
         return out
-    whole = np.empty(s.count, np.int64)
+    whole = room(s.count, np.int64)
     signed = kind.np_dtype.kind == "i" and letter == "i"
     bad = final_int_sum(s.words, s.base + at[0], s.stride, s.count, signed, whole)
     if bad < 0 and letter == "u" and kind.np_dtype.kind == "i" and (whole < 0).any():
@@ -140,7 +142,7 @@ def _sum(s: States, agg: Agg, letter: str, at: tuple[int, ...], window: int, cou
 def _mean(s: States, agg: Agg, letter: str, at: tuple[int, ...], window: int, counts: NDArray[np.uint64], kind: ColumnType) -> NDArray[Any]:
     from hpcmr.kernels.finish import final_mean, final_mean_int
 
-    out = np.empty(s.count)
+    out = room(s.count, np.float64)
     (final_mean if letter == "f" else final_mean_int)(s.words, s.base + at[0], s.stride, s.count, counts, s.wide, s.used, out)
     return out
 
@@ -148,7 +150,7 @@ def _mean(s: States, agg: Agg, letter: str, at: tuple[int, ...], window: int, co
 def _variance(s: States, agg: Agg, letter: str, at: tuple[int, ...], window: int, counts: NDArray[np.uint64], kind: ColumnType) -> NDArray[Any]:
     from hpcmr.kernels.finish import final_variance
 
-    out = np.empty(s.count)
+    out = room(s.count, np.float64)
     ddof = int(agg.option("ddof", 1))
     final_variance(s.words, s.base + at[0], s.base + at[1], s.stride, s.count, counts, ddof, s.wide, s.used, out, agg.function == "std")
     return out
@@ -158,10 +160,10 @@ def _extreme(s: States, agg: Agg, letter: str, at: tuple[int, ...], window: int,
     from hpcmr.kernels.finish import final_extreme, final_words
 
     if letter == "f":
-        out = np.empty(s.count)
+        out = room(s.count, np.float64)
         final_extreme(s.words, s.base + at[0], s.base + window if window >= 0 else -1, s.stride, s.count, out)
         return out
-    raw = np.empty(s.count, np.uint64)
+    raw = room(s.count, np.uint64)
     final_words(s.words, s.base + at[0], s.stride, s.count, raw)
     return raw.view(kind.np_dtype) if kind.np_dtype.kind in "mM" else raw.view(np.int64) if letter == "i" else raw
 

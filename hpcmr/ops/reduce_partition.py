@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from hpcmr.data.memory import release
+from hpcmr.data.memory import give_back, release
 from hpcmr.data.partitioning import Partitioned
 from hpcmr.ops.finals import States
 from hpcmr.ops.rows import NULL_VALUE
@@ -41,7 +41,7 @@ class PartitionReducer:
     def close(self) -> None:
         """Give the buffers back to the system, not to the C library, which keeps what it may have again soon."""
         for buffer in self._buffers.values():
-            release(buffer.ctypes.data, buffer.nbytes)
+            give_back(buffer.ctypes.data, buffer.nbytes)
         self._buffers = {}
 
     def reduce(self, parts: list[Partitioned], partition: int) -> Iterator[States]:

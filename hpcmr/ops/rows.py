@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from hpcmr.data.batch import Batch, FixedColumn
 from hpcmr.data.keys import KeyLayout, as_words, encode_keys
-from hpcmr.data.memory import release
+from hpcmr.data.memory import give_back
 from hpcmr.data.partitioning import Partitioned, partition_bits
 from hpcmr.ops.table import GroupTable, Rows, aligned_zeros
 
@@ -99,7 +99,7 @@ class BucketRows:
     def drain(self) -> None:
         for bucket in np.flatnonzero(self.fill).tolist():
             self._empty(bucket)
-        release(self.buffers.ctypes.data, self.buffers.nbytes)      # an exchange follows, which needs memory
+        give_back(self.buffers.ctypes.data, self.buffers.nbytes)      # an exchange follows, which needs memory
 
 
 class HotRows:

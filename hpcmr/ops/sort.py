@@ -78,6 +78,7 @@ class Sort:
         self._longest = {f.name: 0 for f in SortLayout.of(self.schema, self.by).fields if f.type.is_string}
         self._observed = 0
         self._merged: list[Partitioned] = []
+        self._merged_nbytes = 0
         self._sorter = Sorter()
 
     def import_kernels(self) -> None:
@@ -242,9 +243,20 @@ class Sort:
         return Partitioned(Batch(columns, n), starts, reused=True)
 
     def merge(self, part: Partitioned) -> None:
+        if not self.count:
+            self._let_go()
         if part.batch.nrows:
             self._take(part.batch.nbytes)
+            self._merged_nbytes += part.batch.nbytes
             self._merged.append(part)
+
+    def _let_go(self) -> None:
+        """The memory of a round: the results can lie in it."""
+        for memory in (self._held, self._packed, self._dest):
+            self._take(-memory.nbytes)
+            release(memory.ctypes.data, memory.nbytes)
+        self._held = self._packed = self._held[:0].copy()
+        self._dest = self._dest[:0].copy()
 
     # ---- results -------------------------------------------------------------------------------------------------------
 
@@ -262,7 +274,9 @@ class Sort:
 
     def _done(self, partition: int, nbytes: int) -> None:
         """Memory of parts whose last partition this was is given back; what was released of others as well."""
-        self._take(-nbytes)
+        given = min(nbytes, self._merged_nbytes)       # a string that was cut out may count as more than it did among others
+        self._merged_nbytes -= given
+        self._take(-given)
         self._merged = [p for p in self._merged if p.first + p.count - 1 > partition]
 
     def _pairs(self, runs: Runs) -> dict[str, Column]:
@@ -324,7 +338,7 @@ class Sort:
 
     def close(self) -> None:
         self._take(-self.taken)
-        self._merged, self.sample, self.splitters = [], None, None
+        self._merged, self._merged_nbytes, self.sample, self.splitters = [], 0, None, None
         self._sorter = Sorter()
         self._held = self._packed = self._words = np.empty((0, 1), np.uint64)
         self._dest = np.empty(0, np.uint16)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from hpcmr.data.batch import Batch, BytesColumn, FixedColumn
 from hpcmr.data.keys import KeyLayout, LongStrings
-from hpcmr.data.memory import release
+from hpcmr.data.memory import give_back
 from hpcmr.data.partitioning import Partitioned, partition_bits
 from hpcmr.ops.accumulators import Program
 
@@ -277,7 +277,7 @@ class GroupTable:
         if n < 0:
             return None
         rows = self.T[:n * self.stride]
-        release(self.T.ctypes.data + rows.nbytes, self.T.nbytes - rows.nbytes)
+        give_back(self.T.ctypes.data + rows.nbytes, self.T.nbytes - rows.nbytes)
         return rows.reshape(n, self.stride)
 
     def _packed(self, starts: NDArray[np.int64]) -> NDArray[np.uint64]:

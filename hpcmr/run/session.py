@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from hpcmr.comm.collective import place_error, to_shared
 from hpcmr.comm.world import World
+from hpcmr.data.memory import trim
 from hpcmr.errors import EXIT_FAILED, HpcmrError
 from hpcmr.ops.outlet import Outlet
 from hpcmr.plan.nodes import Node
@@ -133,6 +134,7 @@ class Session:
         self._began_s = time.monotonic()
         with world.together("share out the memory"):
             self.memory = budget_of(memory, world.node_size)
+        trim(self.memory.limit_nbytes)
         self.scratch = Scratch(scratch)
         self.spool = self.new_spool()
         if world.node_rank == 0:
@@ -199,6 +201,7 @@ class Session:
                 self.agreed_error = error
             raise
         finally:
+            trim()
             if self.progress:
                 self.progress.clear()
         self.stages += action.totals
