@@ -12,6 +12,7 @@
     |-- FunctionError     1   a function of the user's raised, or returned the wrong thing
     |-- DataError         1   data that an operation cannot take (a cast, an overflow, a damaged file met while running)
     |-- StorageError      1   writing failed: disk full, read-only, vanished
+    |   `-- DamagedCheckpoint 1   a file of a checkpoint is damaged: starting again goes on from an older one
     |-- ConservationError 1   rows or bytes were lost or made up: a bug, never the user's fault
     |-- RankDied          1   processes of the job died: the others go on where recovery is on
     `-- RemoteError       1   another rank failed with an error that is none of the above
@@ -104,6 +105,21 @@ class DataError(HpcmrError):
 
 class StorageError(HpcmrError):
     """Writing failed: disk full, read-only, a folder that vanished."""
+
+
+class DamagedCheckpoint(StorageError):
+    """A file of a checkpoint holds other bytes than were written; no later start takes a checkpoint that names it.
+
+    Parameters
+    ----------
+    message : str
+    file : str
+        Relative to the run directory.
+    """
+
+    def __init__(self, message: str, *, file: str = "", **where: Any) -> None:
+        super().__init__(message, **where)
+        self.file = file
 
 
 class ConservationError(HpcmrError):

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hpcmr.errors import EXIT_DONE, EXIT_FAILED, EXIT_RESUMABLE, HpcmrError, InputError, Refused, StorageError, Superseded
+from hpcmr.errors import EXIT_DONE, EXIT_FAILED, EXIT_RESUMABLE, DamagedCheckpoint, HpcmrError, InputError, Refused, StorageError, Superseded
 from hpcmr.run import identity as identities
 from hpcmr.run.owner import life_of, show_owner, this_owner
 from hpcmr.run.progress import show_seconds
@@ -120,6 +120,8 @@ class Attempt:
         with contextlib.suppress(OSError, StorageError):       # a full disk keeps nobody from ending
             try:
                 journal = self.journal or self._adopted()
+                if isinstance(error, DamagedCheckpoint):
+                    journal.condemn_file(error.file, error.message)
                 made = [_output(o, state == "done") for o in outputs]
                 journal.append("end", {"state": state, "reason": reason, "exit_code": code, "outputs": made})
             except Superseded:

@@ -66,7 +66,7 @@ def export(table: StoredTable, file: str | os.PathLike[str], kind: str, *, repla
         finally:
             os.close(fd)
         with files.storing(target, "rename to", _SAFE):
-            os.rename(temporary, target)
+            files.rename(temporary, target)
     except BaseException:
         files.remove_quietly(temporary)
         raise
@@ -258,7 +258,7 @@ class _Sink:
         done = 0
         try:
             while self.error is None and done < len(view):
-                done += os.pwrite(self._fd, view[done:], self._at + done)
+                done += files.retried(os.pwrite, self._fd, view[done:], self._at + done)
         except OSError as error:
             self.error = error
         self._at += len(view)
@@ -283,7 +283,7 @@ class _Sink:
     def truncate(self, size: int | None = None) -> int:
         self._end = self._at if size is None else size
         try:
-            os.ftruncate(self._fd, self._end)
+            files.truncate(self._fd, self._end)
         except OSError as error:
             self.error = self.error or error
         return self._end

@@ -279,8 +279,8 @@ class Journal:
                                    f"{self.run_dir}`, then start again")
 
     def _hidden(self) -> StorageError:
-        return StorageError(f"the file system says that {str(self.folder / paths.slot_name(self._last + 1))!r} is there, and does not show it; {SAFE}; "
-                            "nothing was committed: start again")
+        return StorageError(f"the file system says that {str(self.folder / paths.slot_name(self._last + 1))!r} is there, and does not show it; "
+                            f"nothing was committed, {SAFE}; start again")
 
     def _check_owned(self) -> None:
         if self._lost is not None:

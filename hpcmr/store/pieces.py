@@ -7,6 +7,8 @@ it has the digest of the index, and this has the digests of every array in every
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +21,7 @@ from numpy.typing import NDArray
 
 from hpcmr.data.partitioning import Partitioned
 from hpcmr.data.schema import ColumnType, Field, Schema
-from hpcmr.errors import HpcmrError, StorageError
+from hpcmr.errors import DamagedCheckpoint, HpcmrError, StorageError
 from hpcmr.store import files, paths, sealed, segment
 from hpcmr.store.arrays import BYTE, ArraySpec, column_arrays
 from hpcmr.store.journal import SAFE
@@ -41,10 +43,23 @@ and ``count`` (its partitions), ``at`` (offset and bytes of the index) and ``dig
 class InRunDir(segment.Medium):
     """Files of a run directory."""
 
+    @contextlib.contextmanager
+    def using(self, path: Path, what: str) -> Iterator[None]:
+        """What a device has lost is damage as well."""
+        try:
+            with files.storing(path, what, SAFE):
+                yield
+        except StorageError as error:
+            if isinstance(error.__cause__, OSError) and error.__cause__.errno in LOST:
+                raise self.damaged(path, f"it cannot be read ({error.__cause__.strerror})") from error.__cause__
+            raise
+
     def damaged(self, path: Path, how: str) -> StorageError:
-        return StorageError(f"checkpoint {str(path)!r} is damaged: {how}; start the job again: it goes on from an older checkpoint, or anew")
+        return DamagedCheckpoint(f"checkpoint {str(path)!r} is damaged: {how}; start the job again: it goes on from an older checkpoint, or anew",
+                                 file=f"{path.parent.name}/{path.name}")
 
 
+LOST = (errno.ENOENT, errno.EIO, errno.EINVAL, errno.ELOOP, errno.EISDIR, errno.EBADMSG)
 MEDIUM = InRunDir()
 
 
@@ -155,6 +170,11 @@ class PieceFile:
         """Rows of the partitions `first` to ``last - 1``."""
         i, j = self._clip(first, last)
         return int(self._segment.rows[j] - self._segment.rows[i])
+
+    def counts(self, first: int, last: int) -> NDArray[np.int64]:
+        """Rows of each of the partitions `first` to ``last - 1``, which are all in this file."""
+        i, j = self._clip(first, last)
+        return np.diff(self._segment.rows[i:j + 1])
 
     def nbytes_of(self, first: int, last: int) -> int:
         """Bytes of the arrays of the partitions `first` to ``last - 1``. A read takes up to `RUN_NBYTES` more at either end."""

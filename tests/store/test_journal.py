@@ -267,7 +267,11 @@ def test_a_damaged_generation_is_passed_over(tmp_path):
     later = Journal(tmp_path)
     later.claim(OWNER, whole(tmp_path))
     assert later.continued.body["number"] == 1
+    later.condemn_file(infos[1]["file"], "nobody names it but what is condemned")
+    assert kinds(later).count("condemned") == 1
     assert later.sweep() == 1 and (tmp_path / infos[2]["file"]).exists()       # condemned: gone; only not whole: perhaps it is the disk
+    later.condemn_file(infos[0]["file"], "bytes were wrong as well")
+    assert Journal(tmp_path).newest_generation(whole(tmp_path)) is None
 
 
 # -- what is needed no more ---------------------------------------------------------------------------------------------------------

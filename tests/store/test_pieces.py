@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import pickle
 import threading
 import time
 
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from hpcmr.data.batch import Batch, BytesColumn, FixedColumn, ListColumn
 from hpcmr.data.partitioning import Partitioned
-from hpcmr.errors import StorageError
+from hpcmr.errors import DamagedCheckpoint, StorageError
 from hpcmr.store import files, paths, pieces, segment
 from hpcmr.store.pieces import PieceFile, checked_info, fault_of, infos_in, write_pieces
 from tests.store.support import bits, columns
@@ -151,12 +152,14 @@ def test_truncated_zeroed_swapped_stale_missing(tmp_path):
         path.write_bytes(bad)
         assert "is damaged" in fault_of(tmp_path, [info], deep=True), len(bad)
     path.unlink()
-    assert "cannot read back" in fault_of(tmp_path, [info])
+    assert "is damaged: it cannot be read (No such file" in fault_of(tmp_path, [info])
     path.mkdir()
-    assert "cannot read back" in fault_of(tmp_path, [info])
+    assert "is damaged: it cannot be read" in fault_of(tmp_path, [info])
     path.rmdir()
     os.mkfifo(path)
-    assert "cannot read back" in fault_of(tmp_path, [info])
+    with pytest.raises(DamagedCheckpoint, match="it is no plain file") as caught:
+        PieceFile(tmp_path, info)
+    assert pickle.loads(pickle.dumps(caught.value)).file == FILE
 
 
 def test_infos_that_somebody_made_up(tmp_path):
