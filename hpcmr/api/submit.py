@@ -229,6 +229,9 @@ def resume(run_dir: Path, options: Mapping[str, Any] | None = None) -> list[str]
     job = slurm.sbatch(script, words)
     for folder in rest:
         restarts.change(folder, jobs=[*restarts.jobs_of(folder), f"{job}_{folder.name}" if is_task else job])
+        before = read_status(folder)
+        if before is not None and before["state"] in ("failed", "cancelled"):
+            os.close(write_status(folder, {**before, "state": "checkpointed" if before["checkpoint"] else "queued", "reason": None}))
     return [job]
 
 

@@ -160,6 +160,8 @@ def judge(facts: Facts) -> tuple[str, str | None]:
         if facts.alive:
             return ("checkpointed" if facts.checkpoint else "queued"), "its job is back in the queue"
         return "lost", "it says running, but nobody runs it and no job of it is queued; `hpcmr resume` goes on"
+    if facts.told == "checkpointed" and facts.started:
+        return "running", "the batch script runs, the ranks are starting or have ended"
     return facts.told, None
 
 

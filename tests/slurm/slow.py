@@ -17,6 +17,8 @@ Hdf5Source.__init__.__kwdefaults__["split_nbytes"] = 64 << 10
 
 def job(ctx: Any) -> None:
     pause, trace, bad = float(ctx.params["pause"]), ctx.params.get("trace"), ctx.params.get("fail")
+    factor = int(ctx.params.get("factor", 1))
+    assert factor == (1 if ctx.array_id is None else ctx.array_id)
 
     @mr.batch
     def rest(cols: Any) -> dict[str, Any]:
@@ -26,8 +28,11 @@ def job(ctx: Any) -> None:
             raise ValueError(f"piece {piece} is bad")
         if trace:
             with open(Path(trace), "a") as file:
-                file.write(f"{piece} {os.environ.get('SLURM_JOB_ID')} {os.environ.get('SLURM_RESTART_COUNT', 0)} {time.time():.2f}\n")
-        return {"key": cols["key"], "value": cols["value"]}
+                file.write(f"{piece} {os.environ.get('SLURM_JOB_ID')} {time.time():.2f}\n")
+        return {"key": cols["key"], "value": cols["value"] * factor}
 
+    if trace and ctx.rank == 0:
+        with open(Path(trace), "a") as file:
+            file.write("begin\n")
     table = mr.read_hdf5(ctx.params["input"], "/events").map(rest)
     table.group_by("key").agg(n=mr.count(), total=mr.sum("value"), mean=mr.mean("value")).write_hdf5(ctx.output("stats"))
