@@ -78,7 +78,7 @@ def _kept(ours: list[Any], table: Any) -> Any:
     """The table with its rows on the ranks, and without the plan that made them, which would grow from step to step."""
     from hpcmr.ops.materialize import Materialize
 
-    if isinstance(table._node, Persist) and table._node.kept.filled:
+    if isinstance(table._node, Persist) and table._node.kept.made:
         return table
     digest = plan_fingerprint(table._node)
     found = table.persist()

@@ -60,6 +60,8 @@ class Publish(Write):
             return f"written by {_job_of(made)} with another plan"
         if made.writer.get("code") != told["code"]:
             return "written by this job before its code was changed"
+        if told.get("committed"):           # by this very run: its checkpoint says so
+            return None
         splits: list[Split] = []
         for found in inputs_of(self.node):
             if found.splits is None if isinstance(found, Kept) else getattr(found.source, "distributed", False):

@@ -356,12 +356,15 @@ class Kept:
     pinned: Pinned | None = None
     splits: tuple[Any, ...] | None = ()         # of the inputs that went in
     world: Any = None
+    section: Any = None                 # in the checkpoints of the job, where there are any
+    made: bool = False                  # an action has made the rows, in this attempt or in an earlier one, and nobody has dropped them
 
     def fill(self, hold: Hold | None, schema: Schema, count: int, mine: list[int], nbytes_global: int, pinned: Pinned | None,
-             splits: tuple[Any, ...] | None, world: Any) -> None:
+             splits: tuple[Any, ...] | None, world: Any, section: Any = None) -> None:
         """Take the rows."""
         self.hold, self.schema, self.count, self.mine = hold, schema, count, mine
         self.nbytes_global, self.pinned, self.splits, self.world = nbytes_global, pinned, splits, world
+        self.section, self.made = section, True
 
     def leave(self, world: Any) -> None:
         """Drop rows that lie on other ranks than those of `world`."""
@@ -380,7 +383,9 @@ class Kept:
         """Give the memory back. May be called twice."""
         if self.hold is not None:
             self.hold.close()
-        self.hold, self.world = None, None
+        if self.section is not None:
+            self.section.dead = True        # ranks agree on it when the next action begins
+        self.hold, self.world, self.section, self.made = None, None, None, False
         self.mine = []
 
     def __del__(self) -> None:
