@@ -112,6 +112,7 @@ class Watchdog:
         self.answer_s = max(3 * self.look_s + 1, min(ANSWER_MAX_S, limit_s / 10))
         self.folder = paths.logs(attempt.run_dir) / f".roll-e{attempt.epoch:04d}-n{len(everybody)}"
         self._ended = threading.Event()
+        self._not_before_s = 0.0
         self._answered = self._obeyed = ""
         self._thread = threading.Thread(target=self._run, name="hpcmr watchdog", daemon=True)
 
@@ -131,7 +132,7 @@ class Watchdog:
     def _look(self) -> None:
         if self.folder.name in os.listdir(self.folder.parent):
             self._answer()
-        elif self.idle_s() > self.limit_s:
+        elif self.idle_s() > self.limit_s and time.monotonic() >= self._not_before_s:
             with contextlib.suppress(FileExistsError):
                 os.mkdir(self.folder, 0o700)
                 self._call()
@@ -174,11 +175,11 @@ class Watchdog:
             self._hear(token, answers)
             if any(a["idle_s"] < self.limit_s for a in answers.values()):
                 break
-        moving = [r for r, a in answers.items() if a["idle_s"] < self.limit_s]
-        if moving or self._ended.is_set():
-            # They work on what the others wait for. The next call comes no sooner than after another time limit.
+        moved_s = min(a["idle_s"] for a in answers.values())
+        if moved_s < self.limit_s or self._ended.is_set():
+            # Somebody works on what the others wait for. The next call comes when nothing can have moved there for the time limit.
             shutil.rmtree(self.folder, ignore_errors=True)
-            PULSE.beat_s = time.monotonic()
+            self._not_before_s = time.monotonic() + self.limit_s - moved_s
             return
         self._condemn(token, answers)
 
@@ -202,7 +203,7 @@ class Watchdog:
             shutil.rmtree(self.folder, ignore_errors=True)
             self.attempt.note(text)
             print(f"hpcmr job: {text}; they were killed, and the others go on", file=sys.stderr, flush=True)
-            PULSE.beat_s = time.monotonic()
+            self._not_before_s = time.monotonic() + self.limit_s
             return
         if self._ended.is_set():
             return
@@ -254,8 +255,10 @@ class Watchdog:
     def _end(self, text: str) -> None:
         """Let the main thread's waits end with the verdict, which aborts the job; if it does not wait, end the process from here."""
         stands = self.attempt.stands()
-        error: HpcmrError = Stopped(f"{text}\na checkpoint stands: start the same job again to go on from there") if stands else HpcmrError(
-            f"{text}\nno checkpoint had been committed")
+        # With the rank: an error without one counts as agreed on by all.
+        error: HpcmrError = (Stopped(f"{text}\na checkpoint stands: start the same job again to go on from there", rank=self.me.rank) if stands
+                             else HpcmrError(f"{text}\nno checkpoint had been committed", rank=self.me.rank))
+        error.trace = ""
         PULSE.verdict = error
         if self._ended.wait(END_GRACE_S):
             return
