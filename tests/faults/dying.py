@@ -1,4 +1,4 @@
-"""A job whose ranks die where `DEATHS` says: reading, two exchanges, aggregation, a sort, two outputs, a collected result."""
+"""A job whose ranks die where `DEATHS` says: messages of the user's, reading, two exchanges, aggregation, a sort, two outputs, a collected result."""
 
 from __future__ import annotations
 
@@ -8,7 +8,12 @@ from typing import Any
 import hpcmr as mr
 from hpcmr import count, mean
 from hpcmr import sum as total
+from hpcmr.api.table import Table
+from hpcmr.io.hdf5 import Hdf5Source
+from hpcmr.plan.nodes import Read
 from tests.support import deaths
+
+SPLIT_NBYTES = 64 << 10      # 18 pieces
 
 deaths.arm()
 
@@ -20,8 +25,19 @@ def look(batch: dict[str, Any]) -> dict[str, Any]:
     return batch
 
 
+def ring(ctx: Any) -> None:
+    """Each rank waits for the one before it, most of them for one that lives."""
+    if ctx.rank:
+        ctx.comm.recv(source=ctx.rank - 1)
+    if ctx.rank + 1 < ctx.size:
+        ctx.comm.send(None, dest=ctx.rank + 1)
+
+
 def job(ctx: Any) -> None:
-    rows = mr.read_hdf5(ctx.params["input"], "/events").map(look)
+    deaths.here("user")
+    ring(ctx)
+    source = Hdf5Source(ctx.params["input"], "/events", ["key", "hard", "value"], split_nbytes=SPLIT_NBYTES)
+    rows = Table(Read("events", "dying.py", source)).map(look)
     rows.group_by("key").agg(total=total("hard"), n=count(), m=mean("value")).write_hdf5(ctx.output("stats"))
     ctx.log.info("%d keys", len(rows.group_by("key").agg(n=count()).collect()))
     rows.sort_by("value").write_hdf5(ctx.output("sorted"))

@@ -22,8 +22,8 @@ JOB_S = 1.2          # about what the job takes, in which random deaths fall
 
 # Each phase x {rank 0, one in the middle, the last, two at once}; what is to the right happens to the ranks that the left has spared.
 LAUNCHES = ["reading@2:0 exchange:3", "reading@2:1 exchange:0", "reading@2:3 exchange:1+2", "reading:0+2 checkpoint:3", "exchange:1 checkpoint:0",
-            "checkpoint:1+2 merge:0", "checkpoint:1 merge:3", "merge:1+3 output:0", "merge:2 output:3", "output:1", "output:0+2",
-            "publish:0", "reading:2 new-world:1 tell:0", "exchange@5:3 shrink:0 exchange@9:2"]
+            "checkpoint:1+2 merge:0", "checkpoint:1 merge:3", "merge:1+3 output:0", "merge:2 output:3", "output:1 publish:0", "user:1 output:0+2",
+            "reading:2 new-world:1 tell:0", "exchange@5:3 shrink:0 exchange@9:2"]
 """The last two: deaths while others recover, and of rank 0 while it speaks."""
 
 
@@ -39,10 +39,9 @@ pytestmark = [needs_launcher(pytest.mark.skipif(not recovers(), reason="this MPI
 
 @pytest.fixture(scope="module")
 def events(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("events")
-    for i in range(16):
-        write_events(folder / f"e{i:02d}.h5", n=4_000, seed=i)
-    return folder
+    path = tmp_path_factory.mktemp("events") / "events.h5"
+    write_events(path, n=48_000)
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +53,7 @@ def digests(events: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]
 
 
 def words(events: Path, folder: Path) -> list[str]:
-    return ["job", str(JOB), "--set", f"input='{events}/*.h5'", "--set", f"output.stats='{folder}/out/stats'",
+    return ["job", str(JOB), "--set", f"input='{events}'", "--set", f"output.stats='{folder}/out/stats'",
             "--set", f"output.sorted='{folder}/out/sorted'", "--checkpoint-every", "0.05s"]
 
 
