@@ -54,8 +54,12 @@ class Write:
             check_free(self.folder)
 
     def open(self, ctx: OutletContext, schema: Schema) -> None:
+        from hpcmr.store.publish import closed_above
         from hpcmr.store.writer import TableWriter
 
+        closed = closed_above(self.folder) if self.share and ctx.rank == 0 else None
+        if closed is not None:
+            ctx.log(f"the output {str(self.folder)!r} is shared with the group, which cannot enter {str(closed)!r}: choose a path elsewhere")
         self.ctx, self.schema = ctx, schema
         self.writer = TableWriter(self.folder, ctx.rank, schema, attempt=ctx.attempt, share=self.share)
         ctx.take(self.writer.memory_nbytes, "the buffers of the output's columns")

@@ -38,6 +38,12 @@ def check_free(folder: Path) -> None:
         raise Refused(f"the output {str(folder)!r} {kind}; choose another path, or remove it")
 
 
+def closed_above(folder: Path) -> Path | None:
+    """The folder above an output that nobody but its owner may enter, so that it cannot be shared; None if there is none."""
+    above = [p for p in Path(os.path.abspath(folder)).parents if p.exists()]
+    return next((p for p in above if not p.stat().st_mode & 0o011), None)
+
+
 def _check_writable(folder: Path) -> None:
     """Raise `Refused` if the nearest folder above `folder` takes no new files; a job that ran for hours must not find out at its end."""
     above = folder.absolute().parent

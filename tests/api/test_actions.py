@@ -164,6 +164,15 @@ def test_write_and_open(world: Any, text: Path) -> None:
     assert back["number"].tolist() == list(range(5))
 
 
+def test_share_with_the_group(world: Any, text: Path) -> None:
+    table(text).write_hdf5(text / "shared", share="group")
+    assert {p.stat().st_mode & 0o777 for p in (text / "shared").iterdir()} == {0o640}
+    assert (text / "shared").stat().st_mode & 0o777 == 0o750
+    world.barrier()
+    with pytest.raises(JobSpecError, match=r"share='all'.*yours alone"):
+        table(text).write_hdf5(text / "all", share="all")
+
+
 def test_an_error_is_the_same_on_every_rank(text: Path) -> None:
     def breaks(row: Any) -> Any:
         if row.number == 250:

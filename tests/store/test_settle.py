@@ -229,6 +229,7 @@ def test_shared_with_the_group_or_private(tmp_path):
     for name, folder, file in (("shared", 0o750, 0o640), ("private", 0o700, 0o600)):
         assert (tmp_path / name).stat().st_mode & 0o777 == folder
         assert {p.stat().st_mode & 0o777 for p in (tmp_path / name).iterdir()} == {file}
+    assert publish.closed_above(tmp_path / "run/output/x") == tmp_path / "run"
 
 
 def test_staging_folders_that_a_checkpoint_names_stay(tmp_path):
