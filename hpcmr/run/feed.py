@@ -203,6 +203,11 @@ class PartitionFeed:
             yield batch
         self.given = [a + b for a, b in zip(self.given, self._ahead.pop(piece), strict=True)]
 
+    @property
+    def unread(self) -> list[int]:
+        """The same of pieces that were only peeked at, because an earlier attempt had read them."""
+        return [sum(found[i] for found in self._ahead.values()) for i in range(len(self.given))]
+
     def _finished(self, piece: int) -> Iterator[Batch]:
         found = self._ahead[piece] = [0] * len(self._sides)
         blocks = self._blocks(piece)

@@ -193,7 +193,7 @@ class KeyedStage(Stage):
         self.reader = stage
         assert self._made is not None
         self.figures.rows_out, self.figures.nbytes_out = self._made.rows, self._made.nbytes
-        self._final = self.counts()
+        self._final = [*self.counts()[:6], self.counts()[6] - self._made.unread[0]]
         self.release()
 
     def counts(self) -> list[int]:

@@ -412,8 +412,9 @@ class Opened:
                 side.take_given(given.get(side.section.key, 0))
 
     def taken_by(self, stage: Stage) -> None:
-        for side in self.stages:
-            side.reader, side.final = stage, side.counts()
+        unread = self.feed.unread if self.feed is not None else [0, 0]
+        for side, n in zip(self.stages, unread, strict=False):
+            side.reader, side.final = stage, [*side.counts()[:6], side.counts()[6] - n]
         if self.feed is not None:
             self.stages[-1].figures.rows_out, self.stages[-1].figures.nbytes_out = self.feed.rows, self.feed.nbytes
         self.release()
