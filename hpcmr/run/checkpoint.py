@@ -14,6 +14,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -335,7 +336,9 @@ class Checkpointer:
         tasks = [(s, s.tell()) for s in self._sections if s.tell is not None]
         heads = []
         for section, fresh in tasks:
-            heads.append((section, fresh, runs_of(section.ended)))
+            # As it is now: while the thread writes, the stage goes on, and perhaps to its end.
+            heads.append((News(section.key, section.complete, runs_of(section.ended), [], None, None, dict(section.facts), dict(section.schemas),
+                               fresh.counts, fresh.given), fresh))
             section.ended = []
             section.settled = section.settled or fresh.settled is not None
         # The records are those of this action, also where the commit comes after its end.
@@ -370,11 +373,11 @@ class Checkpointer:
         self._sections = [s for s in self._sections if s not in gone]
         return [s.key for s in gone]
 
-    def _write(self, number: int, heads: list[tuple[Section, Fresh, Any]]) -> tuple[list[News], float]:
+    def _write(self, number: int, heads: list[tuple[News, Fresh]]) -> tuple[list[News], float]:
         """In the thread: all files of this rank, durable. Their names are kept, to be removed if this comes to nothing."""
         began = time.monotonic()
         out = []
-        for section, fresh, ledger in heads:
+        for head, fresh in heads:
             pieces = [self._file(number, group) for group in grouped(fresh.pieces)]
             for copy in fresh.copies:
                 pieces += [self._file(number, [part]) for part in copy()]
@@ -383,8 +386,7 @@ class Checkpointer:
                 settled = self._file(number, [Partitioned(fresh.settled, np.array([0, fresh.settled.nrows], np.int64))])
             if fresh.finish is not None:
                 fresh.finish()
-            out.append(News(section.key, section.complete, ledger, pieces, settled, fresh.told, section.facts, section.schemas,
-                            fresh.counts, fresh.given))
+            out.append(replace(head, pieces=pieces, settled=settled, told=fresh.told))
             fresh.pieces, fresh.copies = [], []
         if self._names:
             sync_names(self.run_dir)

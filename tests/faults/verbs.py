@@ -19,7 +19,7 @@ from hpcmr.plan.nodes import Read
 
 
 def fault(place: str) -> None:
-    """Raise if that is what the file says. What differs from rank to rank, or from start to start, is asked for in here: it is no part of the code."""
+    """Raise if that is what the file says. What differs between ranks or starts is asked for in here: it is no part of the code."""
     told = Path(os.environ.get("FAULT_FILE", "") or "/")
     rank = os.environ.get("OMPI_COMM_WORLD_RANK") or os.environ.get("PMI_RANK") or "0"
     if told.is_file() and told.read_text().split() == [place, rank]:
