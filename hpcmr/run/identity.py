@@ -137,8 +137,7 @@ def read_identity(run_dir: Path) -> Identity | None:
     Refused
         It is damaged, or of another format.
     """
-    found = _read(paths.identity(run_dir), KEYS, FORMAT)
-    return None if found is None else {**found, "job": unplain(found["job"])}
+    return _read(paths.identity(run_dir), KEYS, FORMAT)
 
 
 def _read(path: Path, keys: tuple[str, ...], kind: str) -> dict[str, Any] | None:
@@ -171,14 +170,12 @@ def differences(before: Identity, now: Identity) -> list[str]:
         out.append(f"code: Python was {before['python']}, is {now['python']}")
     if before["name"] != now["name"] or before["kind"] != now["kind"]:
         out.append(f"job: it was {before['name']!r} ({before['kind']}), is {now['name']!r} ({now['kind']})")
-    was, now_job = before["job"], unplain(now["job"])
-    for key in sorted({*was, *now_job}):
-        if key not in was:
-            out.append(f"job: {key} was not set, is {_show(now_job[key])}")
-        elif key not in now_job:
-            out.append(f"job: {key} was {_show(was[key])}, is not set")
-        elif was[key] != now_job[key]:
-            out.append(f"job: {key} was {_show(was[key])}, is {_show(now_job[key])}")
+    # As text: 1, 1.0 and true are three values, and NaN is one.
+    was, is_ = ({key: sealed.compact(value) for key, value in told["job"].items()} for told in (before, now))
+    for key in sorted({*was, *is_}):
+        if was.get(key) != is_.get(key):
+            shown = [f"{word} {_show(told['job'][key]) if key in told['job'] else 'not set'}" for word, told in (("was", before), ("is", now))]
+            out.append(f"job: {key} {shown[0]}, {shown[1]}")
     files_out = [f"code: {place} {_change(before['files'].get(place), now['files'].get(place))}"
                  for place in sorted({*before["files"], *now["files"]}) if before["files"].get(place) != now["files"].get(place)]
     if not files_out and not out and before["code"] != now["code"]:
@@ -187,7 +184,7 @@ def differences(before: Identity, now: Identity) -> list[str]:
 
 
 def _show(value: Any) -> str:
-    text = repr(value)
+    text = repr(unplain(value))
     return text if len(text) <= 80 else text[:77] + "..."
 
 

@@ -42,7 +42,8 @@ from hpcmr.errors import InputError
 from hpcmr.store import paths
 
 FORMAT, VERSION = "hpcmr-status", 1
-STATES = ("queued", "running", "checkpointed", "done", "failed", "cancelled")
+ENDED = ("checkpointed", "done", "failed", "cancelled")
+STATES = ("queued", "running", *ENDED)
 EVERY_S = 1.0
 BEAT_S = 5.0
 NBYTES_MAX = 1 << 20
@@ -230,11 +231,16 @@ class StatusWriter:
             os.close(before)
 
     def _superseded(self) -> bool:
-        """A newer attempt's status is never overwritten; between this look and the rename lie microseconds, and it writes again in a second."""
+        """Whether a newer attempt has written its own status, or another rank has said how this one ended while we say that it runs.
+
+        Between this look and the rename lie microseconds, and whoever runs writes again in a second.
+        """
+        there = None
         with contextlib.suppress(InputError):
             there = read_status(self.run_dir)
-            self._silent = there is not None and there["attempt"] > self.value["attempt"]
-        return self._silent
+        self._silent = there is not None and there["attempt"] > self.value["attempt"]
+        ended = there is not None and there["attempt"] == self.value["attempt"] and there["state"] in ENDED
+        return self._silent or (ended and self.value["state"] not in ENDED)
 
     def _beat(self, beat_s: float) -> None:
         """Touch the file that we wrote: where a newer attempt has put its own in the place, ours is touched in vain, as it should be."""

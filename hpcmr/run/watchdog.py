@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 LOOKS = 20                   # in a time limit
 LOOK_MIN_S, LOOK_MAX_S = 0.05, 15.0
 ANSWER_MAX_S = 100.0         # network file systems may hide a new name for a minute
-END_GRACE_S = 5.0            # for the error to come up on the main thread
+END_GRACE_S = 5.0            # for the error to come up on the main thread, at most
 SHOWN = 12
 
 
@@ -260,7 +260,7 @@ class Watchdog:
                              else HpcmrError(f"{text}\nno checkpoint had been committed", rank=self.me.rank))
         error.trace = ""
         PULSE.verdict = error
-        if self._ended.wait(END_GRACE_S):
+        if self._ended.wait(min(END_GRACE_S, self.limit_s)):
             return
         print(error_report(error, len(self.everybody)), file=sys.stderr, flush=True)
         self.attempt.end(error)

@@ -72,6 +72,16 @@ def test_an_older_attempt_falls_silent(tmp_path: Path) -> None:
     new.close()
 
 
+def test_what_another_rank_said_of_the_end_stays(tmp_path: Path) -> None:
+    """Rank 0 was stopped, another rank ended the attempt, and rank 0 wakes up before it is killed."""
+    writer = StatusWriter(tmp_path, new_status(tmp_path, attempt=1, state="running"), beat_s=0)
+    os.close(write_status(tmp_path, new_status(tmp_path, attempt=1, state="failed", reason="rank 0 did not answer")))
+    writer.update(now=True, eta_s=1.0)
+    assert (read_status(tmp_path) or {})["reason"] == "rank 0 did not answer"
+    writer.close(state="done")
+    assert (read_status(tmp_path) or {})["state"] == "done"
+
+
 def test_a_disk_that_takes_nothing_ends_no_job(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
