@@ -93,6 +93,21 @@ class ShapeVerbs(TableBase):
         shown = "" if key is None else f"key={', '.join(named('persist', key))}"
         return self._on(Persist(f"persist({shown})", where(), Kept(table._node)))
 
+    def checkpoint(self) -> Table:
+        """`persist`, and once the rows are made the job is committed: a restart finds them, also where they came from arrays in memory.
+
+        Returns
+        -------
+        Table
+            Use this one, as with `persist`; `unpersist` gives its memory back.
+
+        Notes
+        -----
+        The job commits on its own, at an interval (``hpcmr job --help``). This is for a point behind which nothing should be done twice. The
+        action that makes the rows waits until they are durable. In library calls there is no run directory, and it is `persist`.
+        """
+        return self._on(Persist("checkpoint()", where(), Kept(self._node, commit=True)))
+
     def unpersist(self) -> None:
         """Give back the memory of a table that `persist` returned. The table can still be used: its rows are then made anew.
 

@@ -344,6 +344,8 @@ class Kept:
         The node whose rows these are, to make them again; None: they cannot be made again.
     hold : Hold or None
         This rank's rows; None before the first action, and after `drop`.
+    commit : bool
+        The job is committed once the rows are made.
     """
 
     parent: Any
@@ -357,6 +359,7 @@ class Kept:
     splits: tuple[Any, ...] | None = ()         # of the inputs that went in
     world: Any = None
     section: Any = None                 # in the checkpoints of the job, where there are any
+    commit: bool = False
     made: bool = False                  # an action has made the rows, in this attempt or in an earlier one, and nobody has dropped them
 
     def fill(self, hold: Hold | None, schema: Schema, count: int, mine: list[int], nbytes_global: int, pinned: Pinned | None,

@@ -285,6 +285,8 @@ class Action:
             assert isinstance(feed, HeldFeed)
             kept.fill(hold, found.schema, feed.count, feed.mine, feed.nbytes_total, found.pinned, found.splits, self.world, stage.section)
             stage.hold = None
+            if kept.commit and self.session.checkpoints is not None:
+                self.session.checkpoints.boundary(force=True)
         assert kept.hold is not None
         feed = HeldFeed(kept.hold, kept.count, kept.mine, kept.nbytes_global, head.label)
         return Flow(feed, kept.schema, (), (head.label,), (), kept.pinned, kept.splits)

@@ -320,7 +320,7 @@ class Checkpointer:
         due = self.world.rank == 0 and news and (force or (not self.pace.off and self.pace.due_at_boundary(since, self._unwritten())))
         words = np.array([due, self.noticed(), self.pending != 0 and self.writing], np.int64)
         due, stop, writing = self.world.allreduce(words, "max").tolist()
-        if self.pending and (not writing or due or stop):
+        if self.pending and (force or not writing or due or stop):
             self._finish()
         if due or stop:
             self.cut(bool(stop))
@@ -442,6 +442,10 @@ class Checkpointer:
         written = [p for news in by_rank for n in news for p in n.pieces]
         nbytes = sum(int(p["nbytes"]) for p in written)
         self.session.log.debug("checkpoint %d: %s in %d files, written in %s", entry.slot, show_nbytes(nbytes), len(written), show_seconds(seconds))
+        attempt = self.session.attempt
+        if attempt is not None and attempt.status is not None:
+            attempt.status.update(now=True, checkpoint={"generation": entry.slot, "committed_at": time.time(), "age_s": 0.0, "nbytes": nbytes,
+                                                        "seconds": seconds})
 
     # -- the end ----------------------------------------------------------------------------------------------------------
 

@@ -137,7 +137,7 @@ def test_generations_come_while_the_job_goes_on(world, mpi_tmp_path, at_once, na
 
     def die(batch, origin):
         seen.count += 1
-        time.sleep(0.01 if first.session.checkpoints.committed < 2 else 0.0)
+        time.sleep(0.04 if first.session.checkpoints.committed < 2 else 0.0)
         if first.session.checkpoints.committed >= 2 and seen.count > 3:
             raise ValueError("dead")
         return batch

@@ -158,7 +158,7 @@ class SumByKey(Itself):
         self.merged.append(part)
 
     def finish(self, partition: int) -> Batch:
-        parts = [p.part(partition) for p in self.merged]
+        parts = [p.part(partition) for p in self.merged if p.covers(partition)]
         k, x, o = (np.concatenate([p[n].values for p in parts] or [np.zeros(0)]) for n in ("k", "x", "o"))
         order = np.lexsort((o, k))
         k, x = k[order], x[order]
