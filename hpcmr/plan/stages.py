@@ -71,7 +71,7 @@ def _count(node: Node) -> int:
     while todo:
         item = segment_head(todo.pop())
         if isinstance(item, Persist):
-            if item.kept.filled:
+            if item.kept.filled or item.kept.parent is None:
                 continue
             found += 1
             todo.append(item.parent)

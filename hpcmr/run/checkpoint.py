@@ -231,7 +231,8 @@ class Checkpointer:
         assert action is not None
         if action["fingerprint"] != recorded["fingerprint"]:
             was, now = (f"{a.get('plan', '')} ({a['fingerprint'][:8]})" for a in (recorded, action))
-            why = "; the operations look the same, so their functions, captured values or paths differ" if recorded.get("plan") == action["plan"] else ""
+            same = recorded.get("plan") == action["plan"]
+            why = "; the operations look the same, so their functions, captured values or paths differ" if same else ""
             raise Refused(f"action {action['ordinal']} of the job is not the one that the checkpoint in {str(self.run_dir)!r} was made of{why}:\n"
                           f"  then: {was}\n  now:  {now}\nthe job, or a value that it depends on, has changed; --fresh starts over")
 
