@@ -45,7 +45,7 @@ def _positive(text: str) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    from hpcmr.comm import launcher
+    from hpcmr.comm import allocation, launcher
     from hpcmr.errors import Refused
 
     words = args.words[1:] if args.words[:1] == ["--"] else args.words
@@ -58,10 +58,15 @@ def run(args: argparse.Namespace) -> int:
     n = args.ranks or launcher.default_ranks()
     bound = launcher.bound_mpi()
     wanted = words[0] == "job" and (n > 1 or "--recover" in words) and not args.no_recover and "--no-recover" not in words
-    start = launcher.command(n, bound, launcher.find_launchers(bound), launcher.srun_kinds(), recover=wanted, prefer=args.launcher)
+
+    def command(n: int) -> launcher.Command:
+        made = launcher.command(n, bound, launcher.find_launchers(bound), launcher.srun_kinds(), recover=wanted, prefer=args.launcher)
+        made.words.extend(shlex.split(args.mpirun_args))
+        return made
+
+    start = command(n)
     if start.recovers and "--recover" not in words:
         words.append("--recover")
-    start.words.extend(shlex.split(args.mpirun_args))
     line = ["-m", "hpcmr", *words]
     if args.show:
         print(shlex.join([*start.words, sys.executable, *line]))
@@ -70,7 +75,38 @@ def run(args: argparse.Namespace) -> int:
     sys.stdout.flush()
     sys.stderr.flush()
     os.environ.setdefault("PYTHONUNBUFFERED", "1")      # what a rank says before it is killed should be seen
-    return launcher.run_ranks(start, line, status=_status(words))
+    status = _status(words)
+    while True:
+        code = launcher.run_ranks(start, line, status=status)
+        alive = _nodes_left(status) if start.recovers and status is not None else []
+        if not alive:
+            return code
+        start = command(launcher.default_ranks())
+        start.words.extend(allocation.mpirun_words(alive))
+
+
+def _nodes_left(status: Path) -> list[str]:
+    """The nodes that live, if the ranks ended because others of the Slurm job died; the environment speaks of these alone from now on.
+
+    Open MPI's launcher ends with the first node that it loses, and its exit code may be 0.
+    """
+    from hpcmr.comm import allocation
+    from hpcmr.errors import HpcmrError
+    from hpcmr.run.status import read_status
+
+    try:
+        told = read_status(status.parent)
+    except HpcmrError:
+        return []
+    nodes = allocation.nodes_of(os.environ) if told is not None and told["state"] == "running" else []
+    alive = allocation.answering(nodes, os.environ) if len(nodes) > 1 else []
+    if not alive or len(alive) == len(nodes):
+        return []
+    os.environ.update(allocation.reduced(os.environ, nodes, alive))
+    print(f"hpcmr launch: degraded: {', '.join(n for n in nodes if n not in alive)} of this job's nodes do not answer; going on with "
+          f"{', '.join(alive)}", file=sys.stderr, flush=True)
+    return alive
+
 
 
 def _status(words: list[str]) -> Path | None:

@@ -63,9 +63,10 @@ def verdict(code: int, state: str | None, job_state: str | None, idle: str | Non
     restarts, max_restarts : int
         How often it has gone on already, and may at most.
     """
-    if code == EXIT_DONE:
+    # A launcher that lost a node may well say 0: what counts is that the run says it is done.
+    if code == EXIT_DONE and state == "done":
         return Verdict(LEAVE, code)
-    if code == EXIT_REFUSED or (state == "failed" and code != EXIT_RESUMABLE):
+    if code == EXIT_REFUSED or (state == "failed" and code not in (EXIT_DONE, EXIT_RESUMABLE)):
         return Verdict(LEAVE, code)
     if job_state is not None and job_state not in ("RUNNING", "TIMEOUT", "PREEMPTED"):
         return Verdict(LEAVE, EXIT_RESUMABLE, f"Slurm says that the job is {job_state}: it was cancelled, or is back in the queue already")
@@ -219,7 +220,7 @@ def end(told: End) -> Verdict:
     if record(run_dir).get("cancelled"):
         return Verdict(LEAVE, EXIT_FAILED, "the run was cancelled")
     status = _status(run_dir)
-    mine = status is not None and (status["slurm_jobs"] or [""])[-1] in (told.job, os.environ.get("SLURM_JOB_ID", ""))
+    mine = status is not None and (status["state"] == "done" or (status["slurm_jobs"] or [""])[-1] in (told.job, os.environ.get("SLURM_JOB_ID", "")))
     marks = marks_of(run_dir)
     found = verdict(told.code, status["state"] if status is not None and mine else None, job_state(told.job), stalled(marks, mark(run_dir)),
                     max(0, len(marks) - 1), told.max_restarts)

@@ -53,7 +53,7 @@ def walltime(cluster: Cluster, digest: str) -> None:
     """One minute, of which Slurm gives notice in the first half; the work takes longer than twice that."""
     run = cluster.submit("walltime", pause=70 * 2 / PIECES, time="1")
     run.until_done(400)
-    assert run.told()["attempt"] >= 3, run.report()
+    assert run.starts() >= 3, run.report()
     assert run.digest() == digest
     twice = sorted(run.trace())
     assert len([p for p in set(twice) if p and twice.count(p) > 1]) == 0, "pieces that were committed were read again"
@@ -65,31 +65,30 @@ def requeued_by_hand(cluster: Cluster, digest: str) -> None:
     run.until_pieces(8)
     cluster.run("scontrol", "requeue", run.job)
     run.until_done()
-    assert run.told()["attempt"] == 2
+    assert run.starts() == 2
     assert run.digest() == digest
 
 
 @scenario
 def node_lost(cluster: Cluster, digest: str) -> None:
-    """Without recovery: Slurm puts the job back into the queue, and it goes on from the checkpoint. Then with it: the other node's rank goes on."""
+    """Without recovery: Slurm puts the job back into the queue, and it goes on from the checkpoint. Then with it: the other node goes on alone."""
     for recover in (False, True):
         run = cluster.submit("survives" if recover else "lost", "--recover" if recover else "--no-recover", "--checkpoint-every", "1s", pause=0.7,
                              where="node3,node4")
         run.until_pieces(8)
-        assert "node3" in cluster.run("squeue", "--noheader", "--job", run.job, "--format=%N") or True
         cluster.run(*cluster.box, "kill", "node4")
         try:
             if recover:
                 run.until_done()
-                assert run.told()["attempt"] == 1, run.report()
-                assert "degraded" in cluster.hpcmr("logs", str(run.run_dir))
-                continue
         finally:
             run.until("down", lambda: "down" in cluster.run("sinfo", "--noheader", "--nodes=node4", "--format=%T"), 60)
             cluster.run(*cluster.box, "start", "node4")
         run.until_done()
-        assert run.told()["attempt"] == 2, run.report()
+        assert run.starts() == (1 if recover else 2), run.report()
+        assert run.told()["ranks"] == (1 if recover else 2)
         assert run.digest() == digest
+        if recover:
+            assert "degraded: node4 of this job's nodes" in cluster.hpcmr("logs", str(run.run_dir))
 
 
 @scenario
@@ -126,6 +125,7 @@ def requeues_that_race(cluster: Cluster, digest: str) -> None:
     hands = [subprocess.Popen(["scontrol", "requeue", run.job], env=cluster.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for _ in range(2)]
     for hand in hands:
         hand.wait(60)
+    time.sleep(6)           # the first attempt's last word has been said
     run.until_done()
     assert run.digest() == digest
     assert run.jobs() == [run.job], "one job, however often it was put back"
@@ -134,9 +134,9 @@ def requeues_that_race(cluster: Cluster, digest: str) -> None:
 @scenario
 def no_progress(cluster: Cluster, digest: str) -> None:
     """Pieces that no attempt gets through: the third one does not begin."""
-    run = cluster.submit("stuck", pause=600, nodes=1)
+    run = cluster.submit("stuck", "--stall-timeout", "0", pause=600, nodes=1)
     for attempt in (1, 2):
-        run.until("running", lambda attempt=attempt: run.told()["attempt"] >= attempt and run.told()["stage"] is not None)
+        run.until("running", lambda attempt=attempt: run.told()["attempt"] >= attempt)
         cluster.run("scontrol", "requeue", run.job)
     run.until("stopped", lambda: run.told()["state"] == "failed")
     run.until_left()
@@ -174,7 +174,7 @@ def preempted(cluster: Cluster, digest: str) -> None:
     run.until_pieces(5)
     cluster.run("sbatch", "--partition=urgent", "--nodelist=node2", "--exclusive", "--time=2", "--output=/dev/null", "--wrap", "sleep 3")
     run.until_done()
-    assert run.told()["attempt"] == 2, run.report()
+    assert run.starts() == 2, run.report()
     assert run.digest() == digest
     again = [p for p in set(run.trace()) if p and run.trace().count(p) > 1]
     assert not again, f"pieces that were committed were read again: {again}"

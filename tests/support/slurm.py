@@ -117,6 +117,10 @@ class Submitted:
         record = json.loads((self.run_dir / "slurm" / "batch.json").read_text())
         return [str(j).partition("_")[0] for j in record["jobs"]]
 
+    def starts(self) -> int:
+        """How often its batch script has begun."""
+        return len(json.loads((self.run_dir / "slurm" / "attempts.json").read_text())["attempts"])
+
     def trace(self, attempt: int | None = None) -> list[int]:
         """Pieces that were read by attempts from this one on; what is read to find out the types counts for none."""
         path = Path(f"{self.run_dir}.trace")
