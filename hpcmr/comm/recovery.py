@@ -223,14 +223,15 @@ def probe() -> str | None:
     point-to-point calls fail, and an agreement and a shrink still work.
     """
     MPI = mpi_module()
-    library = MPI.Get_library_version()
-    if library_family(library) != "openmpi":
-        return f"{library.split(chr(10))[0][:40].strip()} cannot go on after the death of a rank; Open MPI 5 can"
-    if not hasattr(MPI.Comm, "Iagree") or MPI.get_vendor()[1] < (5, 0, 0):
-        return "it takes Open MPI 5.0 and mpi4py 4.1 or newer"
+    vendor, version = MPI.get_vendor()
+    mine = f"{vendor} {'.'.join(map(str, version))}"
+    if library_family(MPI.Get_library_version()) != "openmpi":
+        return f"{mine} cannot go on after the death of a rank; Open MPI 5 can"
+    if not hasattr(MPI.Comm, "Iagree") or version < (5, 0, 0):
+        return f"it takes Open MPI 5.0 and mpi4py 4.1 or newer, this is {mine}"
     comm = MPI.COMM_SELF.Dup()
     comm.Set_errhandler(MPI.ERRORS_RETURN)
-    stub = f"its calls for that are stubs here; start ranks with `mpirun {' '.join(FT_FLAGS)} ...`"
+    stub = f"the calls for that are stubs here: start ranks with `mpirun {' '.join(FT_FLAGS)} ...`, or with `hpcmr launch`, which adds these flags"
     try:
         if comm.Get_failed().Get_size():
             return stub
@@ -275,7 +276,7 @@ def enable(world: World) -> None:
     with world.together("turn on recovery"):
         why = probe()
         if why is not None:
-            raise Refused(f"recovery in the run was asked for, but {why}; `hpcmr launch` does so by itself, and --no-recover goes without")
+            raise Refused(f"recovery in the run was asked for, but {why}")
     world.leaders = False       # one-sided windows do not survive a death
     members = world.allgather(Member(world.rank, socket.gethostname(), os.getpid()))
     world.watch = Watch(world, members, (), world.bcast(secrets.token_hex(8)))

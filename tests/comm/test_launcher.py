@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,16 @@ def test_flags(n, bound, kinds, env, root, words):
     assert " ".join(command(n, bound, MPIRUNS, kinds, env, cores=2, root=root).words) == words
 
 
+def test_flags_of_recovery():
+    able = replace(OPENMPI, ft=True)
+    found = command(4, able, MPIRUNS, [], {}, cores=8, root=False, recover=True)
+    assert found.recovers
+    assert " ".join(found.words) == "/opt/ompi/bin/mpirun -n 4 --bind-to none --with-ft ulfm --mca coll ^han,cuda,hcoll,portals4"
+    for bound, kinds, env in ((OPENMPI, [], {}), (MPICH, [], {}), (MPICH, ["pmi2"], SLURM)):
+        assert not command(4, bound, MPIRUNS, kinds, env, cores=8, root=False, recover=True).recovers
+    assert not command(4, able, MPIRUNS[1:], ["pmix"], SLURM, root=False, recover=True).recovers
+
+
 def test_srun_where_no_mpirun_fits():
     assert command(4, OPENMPI, MPIRUNS[1:], ["pmix"], SLURM, root=False).words == ["srun", "--mpi=pmix", "-n", "4"]
 
@@ -143,11 +154,29 @@ def launch(*words, **options):
 
 @needs_launcher
 def test_print_says_the_command_and_starts_nothing():
-    child = launch("-n", "2", "--print", "job", "does-not-exist.toml", "--set", "a=b c")
+    child = launch("-n", "2", "--print", "job", "does-not-exist.toml", "--no-recover", "--set", "a=b c")
     out, err = child.communicate(timeout=60)
     assert (
-        child.returncode == 0 and " -n 2 " in out and out.endswith("-m hpcmr job does-not-exist.toml --set 'a=b c'\n") and "the MPI of mpi4py" in err
+        child.returncode == 0 and " -n 2 " in out and out.endswith("-m hpcmr job does-not-exist.toml --no-recover --set 'a=b c'\n") and "the MPI of mpi4py" in err
     )
+
+
+@needs_launcher
+@pytest.mark.parametrize(
+    ("words", "recovers"),
+    [
+        (["-n", "2", "job", "a.toml"], True),
+        (["-n", "1", "job", "a.toml"], False),
+        (["-n", "2", "cat", "out"], False),
+        (["-n", "2", "--no-recover", "job", "a.toml"], False),
+        (["-n", "2", "job", "a.toml", "--no-recover"], False),
+    ],
+)
+def test_jobs_on_several_ranks_recover_where_the_mpi_can(words, recovers):
+    out, _ = launch("--print", *words).communicate(timeout=60)
+    able = recovers and launcher.bound_mpi().ft
+    assert ("--with-ft ulfm --mca coll" in out) == able
+    assert (" --recover" in out) == able
 
 
 @needs_launcher

@@ -12,7 +12,7 @@ import pytest
 import hpcmr
 from hpcmr.comm import launcher
 from tests.support.data import write_events
-from tests.support.launch import check, needs_launcher, run_ranks
+from tests.support.launch import check, has_launcher, run_ranks
 
 JOB = Path(__file__).with_name("dying.py")
 RANKS = 4
@@ -27,18 +27,13 @@ LAUNCHES = ["reading@2:0 exchange:3", "reading@2:1 exchange:0", "reading@2:3 exc
 """The last two: deaths while others recover, and of rank 0 while it speaks."""
 
 
-def recovers() -> bool:
-    try:
-        return launcher.bound_mpi().ft
-    except hpcmr.HpcmrError:
-        return False
-
-
-pytestmark = [needs_launcher(pytest.mark.skipif(not recovers(), reason="this MPI cannot go on after the death of a rank"))]
+pytestmark = [pytest.mark.launcher, pytest.mark.skipif(not has_launcher(), reason="no mpirun for this interpreter")]
 
 
 @pytest.fixture(scope="module")
 def events(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if not launcher.bound_mpi().ft:
+        pytest.skip("this MPI cannot go on after the death of a rank")
     path = tmp_path_factory.mktemp("events") / "events.h5"
     write_events(path, n=48_000)
     return path
