@@ -12,7 +12,7 @@
     |-- FunctionError     1   a function of the user's raised, or returned the wrong thing
     |-- DataError         1   data that an operation cannot take (a cast, an overflow, a damaged file met while running)
     |-- StorageError      1   writing failed: disk full, read-only, vanished
-    |   `-- DamagedCheckpoint 1   a file of a checkpoint is damaged: starting again goes on from an older one
+    |   `-- DamagedCheckpoint 75 a file of a checkpoint is damaged: starting again goes on from an older one
     |-- ConservationError 1   rows or bytes were lost or made up: a bug, never the user's fault
     |-- RankDied          1   processes of the job died: the others go on where recovery is on
     `-- RemoteError       1   another rank failed with an error that is none of the above
@@ -108,7 +108,7 @@ class StorageError(HpcmrError):
 
 
 class DamagedCheckpoint(StorageError):
-    """A file of a checkpoint holds other bytes than were written; no later start takes a checkpoint that names it.
+    """A file of a checkpoint holds other bytes than were written. No later start takes a checkpoint that names it, so starting again helps.
 
     Parameters
     ----------
@@ -116,6 +116,8 @@ class DamagedCheckpoint(StorageError):
     file : str
         Relative to the run directory.
     """
+
+    exit_code = EXIT_RESUMABLE
 
     def __init__(self, message: str, *, file: str = "", **where: Any) -> None:
         super().__init__(message, **where)

@@ -54,9 +54,11 @@ class Write:
             check_free(self.folder)
 
     def open(self, ctx: OutletContext, schema: Schema) -> None:
-        from hpcmr.store.publish import closed_above
+        from hpcmr.store.publish import closed_above, sweep_beside
         from hpcmr.store.writer import TableWriter
 
+        if ctx.journal is not None:
+            sweep_beside(self.folder, ctx.journal, ctx.journal.epoch - 1)
         closed = closed_above(self.folder) if self.share and ctx.rank == 0 else None
         if closed is not None:
             ctx.log(f"the output {str(self.folder)!r} is shared with the group, which cannot enter {str(closed)!r}: choose a path elsewhere")

@@ -2,11 +2,14 @@
 
 import os
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from hpcmr.data.batch import Batch
 from hpcmr.errors import Refused, StorageError, Superseded
+from hpcmr.ops.write import Write
 from hpcmr.store import manifest, paths, publish
 from hpcmr.store.journal import Journal
 from hpcmr.store.publish import existing
@@ -242,6 +245,19 @@ def test_staging_folders_that_a_checkpoint_names_stay(tmp_path):
     old.append("generation", {"outlet": {"told": [{"attempt": names[1], "shards": []}]}})
     write(tmp_path / "out", 1, claimed(tmp_path / "run"))
     assert leftovers(tmp_path / "out") == sorted(["run", *(f".out.{n}.tmp" for n in names[1:])])
+
+
+def test_staging_folders_of_dead_attempts_go_when_the_output_is_begun(tmp_path):
+    old = claimed(tmp_path / "run")
+    write(tmp_path / "other", 1, old)
+    paths.staging(tmp_path / "out", paths.attempt_name(old.run, 1, "a" * 12)).mkdir()
+    journal = claimed(tmp_path / "run")
+    ctx = SimpleNamespace(rank=0, attempt=paths.attempt_name(old.run, 2, "b" * 12), journal=journal, take=lambda *a: None, give=lambda *a: None,
+                          log=lambda *a: None)
+    outlet = Write(tmp_path / "out")
+    outlet.open(ctx, table(1).schema)
+    assert leftovers(tmp_path / "out") == ["other", "run"]
+    outlet.abandon()
 
 
 def test_an_attempt_must_be_a_name(tmp_path):

@@ -22,7 +22,7 @@ class Context:
     def __init__(self, partitions: int = 8) -> None:
         self.partitions = partitions
         self.seed = 0
-        self.rank, self.size, self.attempt, self.provenance = 0, 1, "a", {}
+        self.rank, self.size, self.attempt, self.provenance, self.journal = 0, 1, "a", {}, None
         self.taken = 0
 
     def take(self, nbytes: int, what: str) -> None:
