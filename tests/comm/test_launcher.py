@@ -156,9 +156,10 @@ def launch(*words, **options):
 def test_print_says_the_command_and_starts_nothing():
     child = launch("-n", "2", "--print", "job", "does-not-exist.toml", "--no-recover", "--set", "a=b c")
     out, err = child.communicate(timeout=60)
-    assert (
-        child.returncode == 0 and " -n 2 " in out and out.endswith("-m hpcmr job does-not-exist.toml --no-recover --set 'a=b c'\n") and "the MPI of mpi4py" in err
-    )
+    assert child.returncode == 0
+    assert " -n 2 " in out
+    assert out.endswith("-m hpcmr job does-not-exist.toml --no-recover --set 'a=b c'\n")
+    assert "the MPI of mpi4py" in err
 
 
 @needs_launcher
