@@ -157,7 +157,7 @@ class Watchdog:
         if verdict.get("token") == token and self._obeyed != token:
             self._obeyed = token
             self._obey(verdict)
-        elif not verdict:
+        else:
             self._clear_stale()
 
     def _clear_stale(self) -> None:

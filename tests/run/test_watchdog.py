@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -127,6 +129,24 @@ def test_progress_and_calls_of_others(tmp_path: Path) -> None:
     wait_for(lambda: (tmp_path / "logs" / "e0001-r00000.log").exists())
     made.stop()
     assert PULSE.verdict is None
+
+
+@pytest.mark.parametrize("left", [[], ["call.json"], ["call.json", "verdict.json"]])
+def test_who_called_was_stopped_over_it(tmp_path: Path, left: list[str]) -> None:
+    made = dog(tmp_path)
+    made.folder.mkdir()
+    for name in left:
+        (made.folder / name).write_text('{"token": "t", "rank": 1, "missing": []}')
+    made.answer_s = 0.1
+    made.start()
+    until = time.monotonic() + 20
+    while PULSE.verdict is None and time.monotonic() < until:
+        if made.folder.exists():
+            with contextlib.suppress(OSError):
+                os.utime(made.folder, (1, 1))
+        time.sleep(0.05)
+    made.stop()
+    assert "rank 1 did not answer" in str(PULSE.verdict)
 
 
 def test_where_ranks_may_be_lost_they_are_killed(tmp_path: Path) -> None:
