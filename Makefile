@@ -4,6 +4,8 @@
 #   make test       what is run before every change: one rank, 3 with Open MPI, 4 with MPICH, tests/comm on 2
 #   make test-all   1, 2, 3, 4 and 7 ranks with both MPIs, the exchange on 64, and what takes gigabytes
 #   make check      lint, type and test: what .ci/run does
+#   make test-faults  kills, deaths, power cuts, failing and damaged disks: the long ones
+#   make soak       jobs under random faults, MINUTES=30, SEED=1
 #   make bench      measure against DuckDB and Polars (tests/bench/)
 #   make slurm-up   a Slurm cluster of four nodes on this machine; make slurm-down stops it
 #   make test-slurm all tests on that cluster
@@ -17,7 +19,7 @@ export HPCMR_KERNEL_CACHE ?= $(CURDIR)/.cache/kernels
 OPENMPI := .venv-openmpi
 MPICH := .venv-mpich
 
-.PHONY: help demo test test-all test-quick lint type check bench docs clean env-openmpi env-mpich slurm-up slurm-down test-slurm
+.PHONY: help demo test test-all test-quick test-faults soak lint type check bench docs clean env-openmpi env-mpich slurm-up slurm-down test-slurm
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -40,6 +42,12 @@ test-all: env-openmpi env-mpich
 
 test-quick: env-openmpi
 	@$(PYTHON) tests/support/matrix.py quick
+
+test-faults: env-openmpi env-mpich
+	@$(PYTHON) tests/support/matrix.py faults
+
+soak: env-openmpi
+	@$(OPENMPI)/bin/python tests/faults/soak.py --minutes $(or $(MINUTES),30) --seed $(or $(SEED),1)
 
 lint: env-openmpi
 	$(OPENMPI)/bin/ruff check .

@@ -220,9 +220,6 @@ class Checkpointer:
             return over
         self._records = {key: Record.from_json(r) for key, r in found["records"].items()}
         self._restored = None
-        for key, record in sorted(self._records.items()):
-            how = "is done" if record.complete else f"has {record.done:,} of its pieces of input behind it"
-            self.session.say(f"action {ordinal}, {place_name(key)} {how}, {show_nbytes(record.nbytes)} of state are in the checkpoint")
         return None
 
     def _check(self, recorded: dict[str, Any]) -> None:
@@ -334,7 +331,9 @@ class Checkpointer:
         began = time.monotonic()
         if self.pending:                # a notice came while one was being written
             self._finish()
-        tasks = [(s, s.tell()) for s in self._sections if s.tell is not None]
+        tasks: list[tuple[Section, Fresh]] = []
+        with self.world.together("cut for a checkpoint"):       # an outlet writes what it holds, which may fail on one rank
+            tasks = [(s, s.tell()) for s in self._sections if s.tell is not None]
         heads = []
         for section, fresh in tasks:
             # As it is now: while the thread writes, the stage goes on, and perhaps to its end.
@@ -457,12 +456,6 @@ class Checkpointer:
         for name in self._names:
             files.remove_quietly(self.run_dir / name)
         self._pool, self._job, self._names, self.pending = None, None, [], 0
-
-
-def place_name(key: str) -> str:
-    """The place of a stage in its plan, for people: ``the stage 'keyed' behind input 0.1``."""
-    path, _, role = key.rpartition(":")
-    return f"stage {role!r} of input {path[1:]}" if path else f"the last stage ({role})" if role == "outlet" else f"stage {role!r} of the end"
 
 
 def grouped(pieces: Sequence[Partitioned]) -> list[list[Partitioned]]:

@@ -81,7 +81,7 @@ def _generations(journal: Journal, entries: list[Entry], found: Findings) -> Ite
     """Read every byte of the files of generations; a file that several name is read once. The newest first."""
     known: dict[str, tuple[int, str | None]] = {}
     for entry in entries:
-        before, told = len(found.damaged), {"slot": entry.slot, "epoch": entry.epoch, "written": entry.written}
+        told = {"slot": entry.slot, "epoch": entry.epoch, "written": entry.written}
         infos = list(infos_in(entry.body))
         faults = []
         for info in infos:
@@ -95,7 +95,7 @@ def _generations(journal: Journal, entries: list[Entry], found: Findings) -> Ite
         for path, what in faults:
             if (str(path), what) not in found.damaged:
                 found.add(path, what)
-        yield {**told, "files": len(infos), "nbytes": sum(known[str(i["file"])][0] for i in infos), "whole": not faults and before <= len(found.damaged)}
+        yield {**told, "files": len(infos), "nbytes": sum(known[str(i["file"])][0] for i in infos), "whole": not faults}
     for nbytes, fault in known.values():
         found.count(nbytes if fault is None else 0)
 

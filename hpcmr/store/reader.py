@@ -357,7 +357,7 @@ class StoredTable:
         self.close()
 
     def __del__(self) -> None:
-        if hasattr(self, "_open"):
+        if getattr(self, "_open", None) and os is not None:      # at the end of the interpreter modules may be gone
             self.close()
 
     def __repr__(self) -> str:

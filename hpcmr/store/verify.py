@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hpcmr.errors import HpcmrError, InputError
+from hpcmr.errors import HpcmrError
 from hpcmr.store import paths
 from hpcmr.store.publish import read_manifest
 from hpcmr.store.reader import StoredTable
@@ -70,11 +70,5 @@ def verify_output(folder: Path, found: Findings) -> dict[str, Any]:
                 found.add(folder / shard.name, what)
             found.count(shard.nbytes if len(found.damaged) == before else 0)
     for name in sorted(filter(paths.is_part_name, set(os.listdir(folder)) - {s.name for s in made.shards})):
-        found.add(folder / name, f"{str(folder / name)!r} is no part of this output: the manifest does not name it; remove it, or write the output again")
+        found.add(folder / name, f"{str(folder / name)!r} is no part of this output: the manifest does not name it; remove it")
     return {"rows": made.rows, "nbytes": made.nbytes, "shards": len(made.shards)}
-
-
-def check_is_there(path: Path) -> None:
-    """Raise `InputError` if there is nothing at `path`."""
-    if not os.path.lexists(path):
-        raise InputError(f"{str(path)!r} does not exist")

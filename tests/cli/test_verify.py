@@ -93,7 +93,8 @@ def test_no_such_thing(tmp_path: Path, capfd: Any) -> None:
     (tmp_path / "file").write_text("x")
     (tmp_path / "folder").mkdir()
     run_steps(tmp_path / "run", until=1)
-    for path in (tmp_path / "nothing", tmp_path / "file", tmp_path / "folder", tmp_path / "run/journal/000001.json", tmp_path / "run/journal/000099.json"):
+    for name in ("nothing", "file", "folder", "run/journal/000001.json", "run/journal/000099.json"):
+        path = tmp_path / name
         assert main(["verify", str(path)]) == 2, path
         assert str(path) in capfd.readouterr().err
 

@@ -76,11 +76,11 @@ def spill(folder: Path, attempt: str) -> None:
     scratch = Scratch(folder)
     spool = Spool(scratch)
     try:
-        for rank in range(2):
-            spool.append(parts_of(1, rank) if rank == 0 else [replace(parts_of(1, 1)[0], first=0)])
-        for partition in range(3):
-            assert sum(p.batch.nrows for p in spool.read(partition)) == sum(parts_of(1, r)[0].starts[partition + 1] - parts_of(1, r)[0].starts[partition]
-                                                                           for r in range(2))
+        parts = [replace(parts_of(1, rank)[0], first=0) for rank in range(2)]
+        for part in parts:
+            spool.append([part])
+        for i in range(3):
+            assert sum(p.batch.nrows for p in spool.read(i)) == sum(int(p.starts[i + 1] - p.starts[i]) for p in parts)
         CAME_BACK.add(folder)
     finally:
         spool.close()

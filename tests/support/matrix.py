@@ -57,7 +57,10 @@ MANY = ("tests/comm/test_exchange.py", "tests/comm/test_leaders.py", "-k", "stat
 PATIENT = (("HPCMR_TEST_LIMIT_S", "900"), ("HPCMR_TEST_BARRIER_S", "900"), ("HPCMR_STALL_S", "900"))
 ALL = [*(Run(mpi, n, limit_s=1800, env=LONG) for mpi in ("openmpi", "mpich") for n in (0, 1, 2, 3, 4, 7)),
        *(Run(mpi, 64, MANY, limit_s=3600, env=PATIENT) for mpi in ("openmpi", "mpich"))]
-PLANS = {"quick": QUICK, "test": TEST, "all": ALL}
+HARD = (*LONG, ("HPCMR_FAULT_KILLS", "400"), ("HPCMR_FAULT_RUNS", "60"), ("HPCMR_TEST_LIMIT_S", "3600"))
+FAULTS = [Run("openmpi", 0, ("tests/faults", "tests/store", "tests/cli/test_verify.py", "tests/cli/test_clean.py"), limit_s=4 * 3600, env=HARD),
+          Run("mpich", 0, ("tests/faults/test_kills.py",), limit_s=2 * 3600, env=(*LONG, ("HPCMR_FAULT_KILLS", "100"), ("HPCMR_TEST_LIMIT_S", "3600")))]
+PLANS = {"quick": QUICK, "test": TEST, "all": ALL, "faults": FAULTS}
 
 
 def execute(run: Run, say: Callable[[str], Any] = sys.stdout.write) -> tuple[int, str, float]:
