@@ -93,23 +93,22 @@ def write_pieces(run_dir: Path, file: str, parts: Sequence[Partitioned]) -> Piec
     draft = paths.unfinished(path)
     made, sources = segment.plan(path, parts, RUN_NBYTES)
     size = _index_nbytes(made)
-    fd = -1
     try:
         files.make_folder(path.parent, safe=SAFE)
         with files.storing(path, "write", SAFE):
             fd = files.create(draft)
-            layout = segment.write(fd, made, sources, [(_INDEX_SPEC, size)])
-            index = _index_bytes(made, _frame_digest(layout.frame), size)
-            files.write_all(fd, [index], layout.places[INDEX][0])
-            files.truncate(fd, layout.nbytes)
-            files.sync(fd)
+            try:
+                layout = segment.write(fd, made, sources, [(_INDEX_SPEC, size)])
+                index = _index_bytes(made, _frame_digest(layout.frame), size)
+                files.write_all(fd, [index], layout.places[INDEX][0])
+                files.truncate(fd, layout.nbytes)
+                files.sync(fd)
+            finally:
+                os.close(fd)
             files.rename(draft, path)
     except BaseException:
         files.remove_quietly(draft)
         raise
-    finally:
-        if fd >= 0:
-            os.close(fd)
     return {"file": file, "nbytes": layout.nbytes, "rows": int(made.rows[-1]), "first": made.first, "count": made.count,
             "at": [layout.places[INDEX][0], size], "digest": xxhash.xxh3_128_hexdigest(index)}
 

@@ -22,6 +22,7 @@ import xxhash
 DIGEST = "xxh3-128:"
 DEPTH_MAX = 64
 NUMBER_MAX = (1 << 63) - 1
+COUNT_MAX = 1 << 60
 
 
 class Wrong(Exception):
@@ -106,7 +107,7 @@ def _small_int(text: str) -> int:
     return int(text)
 
 
-def number(value: Any, what: str, most: int = 1 << 60) -> int:
+def number(value: Any, what: str, most: int = COUNT_MAX) -> int:
     """`value` if it is a count up to `most`. Raises `Wrong`."""
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
         raise Wrong(f"{what} is {str(value)[:60]}, not a count")

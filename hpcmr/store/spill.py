@@ -111,18 +111,17 @@ class Spool:
         return made
 
     def _write(self, made: Segment, sources: Sequence[segment.Source]) -> None:
-        fd = -1
         try:
             with MEDIUM.using(made.path, "write"):
                 fd = files.create(made.path)
-                segment.write(fd, made, sources)
+                try:
+                    segment.write(fd, made, sources)
+                finally:
+                    os.close(fd)        # some file systems tell here that the disk was full
         except BaseException:
             files.remove_quietly(made.path)
             self._scratch.tidy()
             raise
-        finally:
-            if fd >= 0:
-                os.close(fd)
 
     # -- and back -----------------------------------------------------------------------------------------------------------------
 

@@ -1,7 +1,6 @@
 """An output is published by its intent in the journal and then a rename; stopped anywhere, the next start finds all or nothing, and finishes."""
 
 import os
-
 from types import SimpleNamespace
 
 import numpy as np
