@@ -269,7 +269,6 @@ class Action:
     def _keyed(self, head: Keyed, part: Segment, place: str) -> Flow:
         key = self.key(part, place, "keyed")
         if self.done_before(key):
-            self.session.say(f"{head.label}: nothing below it is read again")
             return KeyedStage.restored(self, copy.copy(head.operator), head.label, key, self.splits(part))
         return KeyedStage(self, self.flow(part.inputs[0], f"{place}.0"), copy.copy(head.operator), head.partitions, head.label, key).run()
 

@@ -15,6 +15,7 @@ from hpcmr.run.feed import NoFeed, PartitionFeed
 from hpcmr.run.flow import Flow
 from hpcmr.run.generation import Record, schema_json
 from hpcmr.run.holding import held_feed
+from hpcmr.run.memory import show_nbytes
 from hpcmr.run.prepare import Chain
 from hpcmr.run.progress import StageProgress
 from hpcmr.run.rounds import Shuffle, cut_owners
@@ -101,6 +102,7 @@ class KeyedStage(Stage):
         assert record is not None
         feed = NoFeed(int(record.facts["nbytes_total"]))
         stage = cls(action, Flow(feed, record.schema("in"), (), (), (), None, splits), operator, None, label, key)
+        action.session.say(f"stage {stage.number}, {label}: all of its input is in the checkpoint, {show_nbytes(record.nbytes)}; nothing below it runs")
         return stage.again(record)
 
     def again(self, record: Record) -> Flow:

@@ -116,6 +116,9 @@ class Stage:
         done = section.record if section is not None else None
         left = done.left(feed.count) if done is not None else list(range(feed.count))
         some = bool(late) or len(left) < feed.count
+        if len(left) < feed.count:
+            self.session.say(f"stage {self.number}, {self.name}: {feed.count - len(left):,} of {feed.count:,} pieces of input "
+                             f"({1 - len(left) / feed.count:.0%}) are in the checkpoint, the rest is done now")
         if section is not None and self._amid and isinstance(feed, HeldFeed) and not feed.retains:
             feed.hold.retains = False       # what is read and dropped is in this stage's part of a checkpoint
         groups: list[Any] = [SomeFeed(feed, [p for p in left if p not in late]) if some else feed]

@@ -43,6 +43,4 @@ def test_three_ranks_are_killed_and_two_go_on(tmp_path: Path, data: Path, verb: 
     assert run.continued() and run.digest() == calm.digest()
     assert re.search(r"continuing the run .* from the checkpoint of", told), told
     # What is in the checkpoint is neither read nor made again.
-    assert re.search(r"action 1, .* (is done|has [0-9,]+ of its pieces of input behind it)", told), told
-    third = run.start(2)
-    assert third.wait() == 0 and "is done already" in third.told(), third.told()
+    assert re.search(r"in the checkpoint(, the rest is done now|.*; nothing below it runs)", told), told
