@@ -53,7 +53,8 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         good = facts["good"]
         lines.append(f"a start goes on from the checkpoint of entry {good}" if good is not None else
                      "no checkpoint is whole: a start begins anew")
-    verdict = "is whole" if facts["whole"] else f"is damaged in {len(facts['damaged'])} places"
+    count = len(facts["damaged"])
+    verdict = f"is damaged in {count:,} {'place' if count == 1 else 'places'}" if count else "is whole"
     return [*lines, f"{facts['path']}: the {facts['kind']} {verdict}: {size} were compared in {facts['seconds']:.1f} s"]
 
 

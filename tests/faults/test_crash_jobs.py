@@ -1,4 +1,4 @@
-"""A power cut, or storage that fails, in the middle of real jobs on one rank: each is started again on what is left, and its output is the right one."""
+"""A power cut, or storage that fails, under real jobs on one rank: each is started again on what is left, and its output is right."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def two_attempts(record: Recorder, seed: int) -> None:
 def check_steps(folder: Path, state: State, resumed: bool) -> None:
     """The newest generation that was promised is there, or the one that was being committed; from it the run goes on to its end."""
     promised = int(state.marks[-1]) if state.marks else 0
-    found = found_step(folder / "run")
+    found = found_step(folder / "run", deep=resumed)
     assert found in (promised, promised + 1), f"step {found} was found"
     assert Journal(folder / "run").damaged == {}, "an entry appeared that was not whole"
     if resumed:
@@ -88,10 +88,10 @@ def check_outputs(folder: Path, state: State, resumed: bool) -> None:
 
 
 JOBS = {
-    "a new output": Job(new_output, check_new_output, 150, 2000),
+    "a new output": Job(new_output, check_new_output, 120, 2000),
     "outputs of a run": Job(outputs, check_outputs, 350, 5000),
     "checkpoints": Job(steps, check_steps, 600, 8000),
-    "checkpoints of two attempts": Job(two_attempts, check_steps, 500, 7000),
+    "checkpoints of two attempts": Job(two_attempts, check_steps, 450, 7000),
 }
 
 

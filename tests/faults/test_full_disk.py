@@ -55,7 +55,7 @@ def test_checkpoints(disk: Path, left: int) -> None:
         for _ in range(20):
             run_steps(run_dir)
             fill(disk / "run", left)
-    assert found_step(run_dir) >= 2 and not [p for p in run_dir.rglob("*.tmp")]
+    assert found_step(run_dir) >= 2 and not list(run_dir.rglob("*.tmp"))
     other.unlink()
     (run_dir / "somebody else's").unlink(missing_ok=True)
     run_steps(run_dir)
