@@ -433,7 +433,8 @@ class _Start:
         for name in files.names_in(paths.logs(self.run_dir)):
             if name.startswith("."):        # a roll that nobody calls any more
                 shutil.rmtree(paths.logs(self.run_dir) / name, ignore_errors=True)
-        status = StatusWriter(self.run_dir, _first_status(session, self.job.name, self.job.spec, epoch))
+        first = _first_status(session, self.job.name, self.job.spec, epoch)
+        status = StatusWriter(self.run_dir, first if journal.continued is not None else {**first, "checkpoint": None})
         attempt = Attempt(self.run_dir, epoch, 0, journal, status, _since(journal))
         if stopped:
             self.say(stopped)
@@ -456,7 +457,9 @@ class _Start:
     def _tell(self, before: Entry) -> None:
         """What is continued, and why the last attempt ended."""
         if before.kind == "end":
-            why = f"attempt {before.epoch} ended {before.body.get('state')}" + (f" ({before.body['reason']})" if before.body.get("reason") else "")
+            reason = str(before.body.get("reason") or "").partition("\n")[0][:200]
+            state = before.body.get("state")
+            why = f"attempt {before.epoch} was told to stop" if state == "checkpointed" else f"attempt {before.epoch} ended {state}: {reason}"
         else:
             why = self._dead
         found = self.journal.continued
@@ -472,12 +475,13 @@ def _since(journal: Journal) -> int:
 
 def _first_status(session: Session, name: str, spec: Path, epoch: int) -> dict[str, Any]:
     assert session.run_dir is not None
-    jobs: list[str] = []
+    before: dict[str, Any] = {}
     with contextlib.suppress(InputError):
-        jobs = (read_status(session.run_dir) or {}).get("slurm_jobs", [])
+        before = read_status(session.run_dir) or {}
     mine = os.environ.get("SLURM_JOB_ID")
+    jobs = [j for j in before.get("slurm_jobs", []) if j != mine] + ([mine] if mine else [])
     return new_status(session.run_dir, name=name, spec=str(spec.absolute()), state="running", attempt=epoch, began_at=time.time(),
-                      slurm_jobs=[j for j in jobs if j != mine] + ([mine] if mine else []), **_place(session.world))
+                      slurm_jobs=jobs, checkpoint=before.get("checkpoint"), **_place(session.world))
 
 
 def _place(world: World) -> dict[str, Any]:

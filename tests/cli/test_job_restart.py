@@ -171,7 +171,7 @@ def test_notice(run: Run, calm: str, number: signal.Signals, whom: str) -> None:
     assert (told["state"], told["exit_code"]) == ("checkpointed", 75)
     again = run.start(0)
     said = ended(again, 0)
-    assert "continuing the run in" in said
+    assert "continuing the run in" in said and "attempt 1 was told to stop" in said
     assert run.digest() == calm
     assert run.continued()
 
