@@ -337,8 +337,8 @@ class Journal:
         self.append("condemned", {"slot": slot, "why": why})
 
     def condemn_file(self, file: str, why: str) -> None:
-        """`condemn` the generations that name a file."""
-        for entry in [e for e in self.generations() if file in files_of(e.body)]:
+        """`condemn` the generations that name a file, in the run directory or in the staging folder of an output."""
+        for entry in [e for e in self.generations() if file in values_of(e.body, "file")]:
             self.condemn(entry.slot, why)
 
     # -- what is needed no more -----------------------------------------------------------------------------------------------------

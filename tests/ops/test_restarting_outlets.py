@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from hpcmr.data.batch import Batch, BytesColumn, FixedColumn
-from hpcmr.errors import StorageError
+from hpcmr.errors import DamagedCheckpoint, StorageError
 from hpcmr.ops.collect import Collect
 from hpcmr.ops.head import Head
 from hpcmr.ops.histogram import Extent, Histogram
@@ -259,7 +259,7 @@ def test_a_damaged_shard_is_found_before_it_is_taken_over(tmp_path: Path, how: s
     if how != "gone":
         path.write_bytes(bytes(raw) if how == "flip" else bytes(raw[:-9]))
     outlet = opened(lambda: Write(tmp_path / "out"), "run-e0002-a00001")
-    with pytest.raises(StorageError, match="--fresh"):
+    with pytest.raises(DamagedCheckpoint, match="start the job again"):
         outlet.restore([s.told for s in parts], iter(()))
 
 
