@@ -175,7 +175,7 @@ def _attempt(order: Order, args: argparse.Namespace, world: World, deaths: tuple
         died, attempt = deaths_of(world), session.attempt
         if died:
             _speak(args, world.rank)
-            session.log.warning("%s", degraded(died, world.size, redone(attempt) if attempt is not None else ()))
+            session.log.warning("%s", degraded(died, world.size, redone(attempt) if attempt is not None else (), code == EXIT_DONE))
         if attempt is not None:
             attempt.end(session.error, session.outputs)
         if code == EXIT_DONE:

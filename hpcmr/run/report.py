@@ -66,9 +66,10 @@ def error_report(error: BaseException, size: int = 1, command: str = "hpcmr job"
     return "\n".join(lines)
 
 
-def degraded(deaths: Sequence[object], left: int, redone: Sequence[str] = ()) -> str:
-    """What a job has to say that lost ranks on its way: which, where, when, and what was redone."""
-    lost = f"{len(deaths)} rank{'s' if len(deaths) > 1 else ''} died on the way, {left} finished the job; the result is the same"
+def degraded(deaths: Sequence[object], left: int, redone: Sequence[str] = (), done: bool = True) -> str:
+    """What a job has to say that lost ranks on its way: which, where, when, and what was redone. `done`: it was finished all the same."""
+    end = f"{left} finished the job; the result is the same" if done else f"{left} {'was' if left == 1 else 'were'} left"
+    lost = f"{len(deaths)} rank{'s' if len(deaths) > 1 else ''} died on the way, {end}"
     return "\n".join([f"degraded: {lost}", *(f"  {death}" for death in deaths), *(f"  redone: {what}" for what in redone)])
 
 
