@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 from hpcmr.data.batch import Batch
 from hpcmr.data.schema import Schema
-from hpcmr.errors import ConservationError, DataError, InputError, StorageError
+from hpcmr.errors import ConservationError, DamagedCheckpoint, DataError, InputError, StorageError
 from hpcmr.store import files, paths
 from hpcmr.store.arrays import schema_arrays
 from hpcmr.store.encode import encode
@@ -119,17 +120,28 @@ class TableWriter:
 
     def _finish(self) -> None:
         """Close the shard; it becomes durable in a thread of its own, while the next one is being filled."""
-        shard, pieces = self._shard, self._pieces
+        shard, info = self._taken()
+        if shard is not None:
+            info.update(shard.finish())
+            self._submit(shard.commit)
+
+    def _taken(self) -> tuple[ShardWriter | None, ShardInfo]:
+        """The shard at hand, which nothing is written to any more, and what is known of it."""
+        shard, self._shard = self._shard, None
         if shard is None:
-            return
-        self._infos.append({"file": shard.path.name, "rank": self.rank, **shard.finish(), "pieces": pieces})
-        self._shard, self._pieces = None, []
+            return None, {}
+        info: ShardInfo = {"file": shard.path.name, "rank": self.rank, "pieces": self._pieces}
+        self._infos.append(info)
+        self._pieces = []
+        return shard, info
+
+    def _submit(self, work: Callable[[], None]) -> None:
         for earlier in self._commits:
             if earlier.done():
                 earlier.result()
         if self._pool is None:
             self._pool = ThreadPoolExecutor(1, thread_name_prefix="hpcmr-store")
-        self._commits.append(self._pool.submit(shard.commit))
+        self._commits.append(self._pool.submit(work))
 
     def cut(self) -> tuple[list[ShardInfo], Callable[[], None]]:
         """End the shard at hand: a checkpoint will name it.
@@ -137,22 +149,36 @@ class TableWriter:
         Returns
         -------
         infos
-            The shards that were finished since the last cut. `abandon` leaves these where they are.
+            One for each shard that was finished since the last cut, told when `durable` has returned. `abandon` leaves these where they are.
         durable
             Waits until they are. In any thread; raises `StorageError`.
+
+        Notes
+        -----
+        The shard is far from full: its arrays must be moved together, which the thread does, so that the rank can go on.
         """
-        self._finish()
-        infos, commits, staging = self._infos[self._told:], list(self._commits), self._staging
+        shard, last = self._taken()
+        if shard is not None:
+            ending = shard
+
+            def end() -> None:
+                last.update(ending.finish())
+                ending.commit()
+
+            self._submit(end)
+        ended, commits, staging = self._infos[self._told:], list(self._commits), self._staging
         self._told = len(self._infos)
-        self._kept += [staging / i["file"] for i in infos]
-        infos = [dict(i) for i in infos]
-        for info in self._infos[self._told - len(infos):]:
+        self._kept += [staging / i["file"] for i in ended]
+        infos: list[ShardInfo] = [{} for _ in ended]
+        for info in ended:
             info["kept"] = True
 
         def durable() -> None:
             for commit in commits:
                 commit.result()
             files.sync_folder(staging)
+            for info, known in zip(infos, ended, strict=True):
+                info.update((k, v) for k, v in known.items() if k != "kept")
 
         return infos, durable
 
@@ -199,7 +225,7 @@ class TableWriter:
         self._wait(raising=False)
         kept = set(self._kept)
         for shard in self._shards:
-            if shard.path not in kept:
+            if shard.path not in kept or not os.path.lexists(shard.path):
                 shard.abandon()
         self._shard, self._shards = None, []
         files.remove_empty_folder_quietly(self._staging)
@@ -220,7 +246,8 @@ def take_over(folder: Path, info: ShardInfo, path: Path, schema: Schema) -> None
     segments = ((0, 0, shard.rows),) if shard.rows else ()
     with StoredTable(folder, Manifest(schema, (shard,), segments)) as table:
         for what in table.damages(0):
-            raise StorageError(f"{what.partition(';')[0]}; a shard of an unfinished output: start over with --fresh")
+            raise DamagedCheckpoint(f"{what.partition(';')[0]}; a checkpoint names this shard of an unfinished output; start the job again: it goes on "
+                                    "from an older checkpoint, or anew", file=str(info["file"]))
     with files.storing(path, "link"):
         files.link(folder / name, path)
 

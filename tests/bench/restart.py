@@ -1,6 +1,6 @@
-"""What checkpoints cost and what they save: ``python tests/bench/restart.py [--scale 8] [--ranks 4] [--runs 3] [off rule recover restart survive]``.
+"""What checkpoints cost and what they save: ``python tests/bench/restart.py [--scale 32] [--ranks 4] [--runs 3] [--work W2a] [off rule recover restart survive]``.
 
-Needs W2c and W3a of `tests/bench/generate.py` in ``$HPCMR_BENCH/data``. Statistics by key are followed by a sort, both written to files:
+Needs W2a (or W2c) and W3a of `tests/bench/generate.py` in ``$HPCMR_BENCH/data``. Statistics by key are followed by a sort, both written to files:
 
 off      checkpoints off
 rule     checkpoints by the rule, with an --mtbf for which several are committed
@@ -46,7 +46,7 @@ class Setting:
         words += [] if kind in ("recover", "survive") else ["--no-recover"]
         words += ["--memory", self.args.memory] if self.args.memory else []
         words += ["--fresh"] if fresh else []
-        for key, value in {"data": f"'{ROOT / 'data'}'", "scale": self.args.scale, "log": f"'{self.log}'",
+        for key, value in {"data": f"'{ROOT / 'data'}'", "scale": self.args.scale, "work": f"'{self.args.work}'", "log": f"'{self.log}'",
                            "output.stats": f"'{self.folder / 'stats'}'", "output.sorted": f"'{self.folder / 'sorted'}'"}.items():
             words += ["--set", f"{key}={value}"]
         env = dict(os.environ, PYTHONPATH=str(HERE.parent.parent))
@@ -137,7 +137,8 @@ def wait_for_work(setting: Setting, process: subprocess.Popen[bytes]) -> float:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kinds", nargs="*", choices=[*KINDS, []], default=list(KINDS))
-    parser.add_argument("--scale", type=int, default=8)
+    parser.add_argument("--scale", type=int, default=32, help="how often the input is read: 32 make about a minute on two cores")
+    parser.add_argument("--work", default="W2a")
     parser.add_argument("--ranks", type=int, default=4)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--mtbf", default="30min")

@@ -1,4 +1,5 @@
-"""The job of `restart.py`: statistics by key, then a sort, both to files. ``scale`` is how often each input is read.
+"""The job of `restart.py`: statistics by key, then a sort, both to files. ``scale`` is how often the rows of the statistics are read, and eight
+times as often as those of the sort; ``work`` which rows.
 
 A line of JSON at the end: when the job began and ended, and what checkpoints took.
 """
@@ -18,11 +19,11 @@ from hpcmr.run.session import current
 def job(ctx: Any) -> None:
     began = time.time()
     data, scale = Path(ctx.params["data"]), int(ctx.params["scale"])
-    stats = mr.read_hdf5([str(data / "W2c.h5")] * scale, "/", columns=["k", "v"])
+    stats = mr.read_hdf5([str(data / f"{ctx.params['work']}.h5")] * scale, "/", columns=["k", "v"])
     aggs = {"s": mr.sum("v"), "c": mr.count(), "mn": mr.min("v"), "mx": mr.max("v"), "m": mr.mean("v"), "sd": mr.std("v")}
     stats.group_by("k").agg(**aggs).write_hdf5(ctx.output("stats"))
     middle = time.time()
-    rows = mr.read_hdf5([str(data / "W3a.h5")] * max(1, scale // 2), "/", columns=["k", "p"])
+    rows = mr.read_hdf5([str(data / "W3a.h5")] * max(1, scale // 8), "/", columns=["k", "p"])
     rows.sort_by("k").write_hdf5(ctx.output("sorted"))
     kept = current(None).checkpoints
     told = {"rank": ctx.rank, "began": began, "middle": middle, "ended": time.time(), "pid": os.getpid(),

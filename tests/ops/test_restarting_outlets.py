@@ -74,6 +74,14 @@ def opened(make: Callable[[], Any], attempt: str, rank: int = 0) -> Any:
     return outlet
 
 
+def held(outlet: Any) -> Sealed | None:
+    """What a cut finds, when the thread is through with it."""
+    sealed: Sealed | None = outlet.sealed()
+    if sealed is not None and sealed.finish is not None:
+        sealed.finish()
+    return sealed
+
+
 def result(outlets: list[Any]) -> Any:
     together: Any = Alone()
     for outlet in outlets:
@@ -217,7 +225,7 @@ def test_a_publication_that_fails_leaves_the_shards_of_checkpoints(tmp_path: Pat
     (tmp_path / "out").write_text("in the way")
     outlets = [opened(lambda: Write(tmp_path / "out"), "run-e0001-a00001")]
     take(outlets[0], list(range(PIECES)))
-    parts = [outlets[0].sealed()]
+    parts = [held(outlets[0])]
     with pytest.raises(Exception, match="is a file"):
         result(outlets)
     outlets[0].abandon()
@@ -235,7 +243,7 @@ def test_a_staging_folder_that_was_complete_serves_as_well(tmp_path: Path, monke
 
     parts = first_attempt(tmp_path / "out")
     outlets = continued(tmp_path / "out", parts)
-    parts += [s for s in (o.sealed() for o in outlets) if s is not None]
+    parts += [s for s in (held(o) for o in outlets) if s is not None]
     stop = KeyboardInterrupt()
     monkeypatch.setattr(publish, "_appear", lambda *args: (_ for _ in ()).throw(stop))
     monkeypatch.setattr(publish, "_take_back", lambda *args: None)
