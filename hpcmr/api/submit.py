@@ -23,7 +23,7 @@ from hpcmr.run.status import new_status, read_status, write_status
 from hpcmr.store import files, paths
 
 if TYPE_CHECKING:
-    from hpcmr.api.result import Result
+    from hpcmr.api.output import Output
 
 WATCH_EVERY_S = 2.0
 OPTIONS = ("nodes", "ntasks", "ntasks_per_node", "cpus_per_task", "time", "time_min", "partition", "account", "qos", "mem", "mem_per_cpu", "array",
@@ -209,8 +209,8 @@ def resume(run_dir: Path, options: Mapping[str, Any] | None = None) -> list[str]
     home = run_dir if paths.batch_script(run_dir).exists() else run_dir.parent
     script = paths.batch_script(home)
     if not script.exists():
-        raise Refused(f"{run_dir} was not started by `hpcmr submit`, so there is no batch script to submit again; give the command of the job again: it "
-                      "goes on where it stopped")
+        raise Refused(f"{run_dir} was not started by `hpcmr submit`, so there is no batch script to submit again; give the command of the job "
+                      "again: it goes on where it stopped")
     views = runs.views(folders, runs.Queue())
     busy = [v for v in views if any(j.alive for j in v.jobs)]
     if busy and len(busy) == len([v for v in views if v.state != "done"]):
@@ -323,7 +323,7 @@ class Run:
         resume(self.run_dir, options)
 
 
-class Outputs(Mapping[str, "Result"]):
+class Outputs(Mapping[str, "Output"]):
     """Outputs of a run by name."""
 
     def __init__(self, run_dir: Path) -> None:
@@ -333,7 +333,7 @@ class Outputs(Mapping[str, "Result"]):
         status = read_status(self.run_dir)
         return {} if status is None else {o["name"]: o["path"] for o in status["outputs"]}
 
-    def __getitem__(self, name: str) -> Result:
+    def __getitem__(self, name: str) -> Output:
         from hpcmr.api.output import open
 
         found = self._paths()

@@ -9,8 +9,8 @@ from typing import Any
 
 
 def add_parser(subparsers: Any) -> None:
-    about = ("For batch scripts. begin: write down that an attempt begins; exit code 1 if it may not, with the reason. end: decide by the exit code of "
-             "the ranks, the run directory and Slurm whether the job goes on, and put it back into the queue or submit it anew.")
+    about = ("For batch scripts. begin: write down that an attempt begins; exit code 1 if it may not, with the reason. end: decide by the exit code "
+             "of the ranks, the run directory and Slurm whether the job goes on, and put it back into the queue or submit it anew.")
     parser = subparsers.add_parser("attempt", help="for batch scripts: begin and end of an attempt", description=about)
     parser.add_argument("moment", choices=("begin", "end"))
     parser.add_argument("--run-dir", type=Path, required=True)

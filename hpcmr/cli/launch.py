@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import shlex
 import sys
@@ -113,5 +114,6 @@ def _status(words: list[str]) -> Path | None:
     """The status.json that the ranks of a job will write, where its run directory is named."""
     from hpcmr.store import paths
 
-    given = [b for a, b in zip(words, words[1:], strict=False) if a == "--run-dir"] + [w.partition("=")[2] for w in words if w.startswith("--run-dir=")]
+    given = [b for a, b in itertools.pairwise(words) if a == "--run-dir"]
+    given += [w.partition("=")[2] for w in words if w.startswith("--run-dir=")]
     return paths.status(Path(given[-1])) if words[0] == "job" and given else None

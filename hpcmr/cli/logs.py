@@ -8,10 +8,7 @@ import re
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
-
-if TYPE_CHECKING:
-    from hpcmr.run import runs
+from typing import Any, BinaryIO
 
 LOOK_EVERY_S = 0.5
 ASK_EVERY_S = 5.0

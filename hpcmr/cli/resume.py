@@ -19,7 +19,8 @@ def add_parser(subparsers: Any) -> None:
     from hpcmr.cli.submit import add_sizes
 
     parser = subparsers.add_parser("resume", help="submit an unfinished run again", epilog=EPILOG,
-                                   description="Submit the batch script of an unfinished run again.", formatter_class=argparse.RawDescriptionHelpFormatter)
+                                   description="Submit the batch script of an unfinished run again.",
+                                   formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", metavar="RUN", help="a run directory, a name in ./hpcmr-runs, or a Slurm job's id")
     add_sizes(parser)
     parser.add_argument("--wait", action="store_true", help="wait for the end, and exit with its code")

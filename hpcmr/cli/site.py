@@ -54,7 +54,8 @@ def learn(partitions: list[Partition], config: dict[str, str], env: dict[str, st
     from hpcmr.run.site import Site
 
     default = next((p for p in partitions if p.default), partitions[0] if partitions else None)
-    notes = [f"partition {p.name}: {p.nodes} nodes of {p.cores} cores and {p.memory_mib / 1024:.0f} GiB, time limit {p.time_limit}, preemption {p.preempt}"
+    notes = [f"partition {p.name}: {p.nodes} nodes of {p.cores} cores and {p.memory_mib / 1024:.0f} GiB, time limit {p.time_limit}, "
+             f"preemption {p.preempt}"
              for p in partitions]
     modules = tuple(m for m in env.get("LOADEDMODULES", "").split(":") if m)
     scratch = next((f"${n}" for n in ("SLURM_TMPDIR", "TMPDIR") if env.get(n)), "")

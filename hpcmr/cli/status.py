@@ -102,7 +102,8 @@ def page(v: View) -> str:
 
     s = v.status
     stage, rates, kept = s["stage"], s["rates"], s["checkpoint"]
-    lines = [("run", str(v.run_dir)), ("state", v.state), ("attempt", f"{s['attempt']}" + (f", {s['ranks']} ranks on {s['nodes']} nodes" if s["ranks"] else ""))]
+    lines = [("run", str(v.run_dir)), ("state", v.state),
+             ("attempt", f"{s['attempt']}" + (f", {s['ranks']} ranks on {s['nodes']} nodes" if s["ranks"] else ""))]
     if v.state in ("running", "checkpointed") and stage is not None:
         lines.append(("stage", f"{stage['number']} of {stage['of']}, {100 * min(1.0, stage['done']):.0f} % done: {stage['name']}"))
     if v.state == "running" and rates is not None:

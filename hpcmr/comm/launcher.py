@@ -268,8 +268,8 @@ def command(n: int, bound: Bound, launchers: list[Found], kinds: list[str], env:
     fits = next((f for f in launchers if f.family == bound.family), None)
     srun = {"openmpi": "pmix", "mpich": "pmi2", "intel": "pmi2", "mvapich": "pmi2"}.get(bound.family, "")
     if prefer == "srun" and (not in_slurm or srun not in kinds):
-        raise Refused(f"srun is wanted as the launcher, but {'its list (srun --mpi=list) lacks ' + (srun or 'anything') if in_slurm else 'this is no job of Slurm'}"
-                      f", which {bound} needs; use --launcher mpirun")
+        why = f"`srun --mpi=list` lacks {srun or 'what'} {bound} needs" if in_slurm else "this is no job of Slurm"
+        raise Refused(f"srun is wanted as the launcher, but {why}; use --launcher mpirun")
     if in_slurm and srun in kinds and prefer != "mpirun" and (bound.family != "openmpi" or fits is None or prefer == "srun"):
         return Command(["srun", f"--mpi={srun}", "-n", str(n)], {}, f"inside Slurm, whose srun speaks {srun} with {bound}")
     if fits is None:
@@ -291,7 +291,7 @@ def command(n: int, bound: Bound, launchers: list[Found], kinds: list[str], env:
 
 
 def _daemons(mpirun: str) -> dict[str, str]:
-    """Have Open MPI's daemons on other nodes, which Slurm takes for a step, leave its SIGTERM to the ranks: it is a notice, and they would end them."""
+    """Have Open MPI's daemons on other nodes, which Slurm takes for a step, leave its SIGTERM to the ranks: to these it is a notice."""
     prted, guard = Path(mpirun).parent / "prted", Path(__file__).resolve().with_name("daemon.py")
     words = [sys.executable, "-IS", str(guard), str(prted)]
     return {"PRTE_MCA_prte_launch_agent": " ".join(words)} if prted.exists() and not any(c.isspace() for w in words for c in w) else {}

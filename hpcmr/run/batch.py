@@ -211,12 +211,14 @@ def _match(what: str, value: str, pattern: str, wanted: str) -> str:
 def _sbatch(pair: str) -> str:
     key, equals, value = pair.partition("=")
     key = key.removeprefix("--")
-    _match("--sbatch", key, _SBATCH_KEY, "KEY=VALUE with an option of sbatch as KEY, for example constraint=cpu, or a KEY alone, for example exclusive")
+    _match("--sbatch", key, _SBATCH_KEY,
+           "KEY=VALUE with an option of sbatch as KEY, for example constraint=cpu, or a KEY alone, for example exclusive")
     if key in OURS:
         raise JobSpecError(f"--sbatch {key}: the script needs this one itself, for {OURS[key]}")
     if key in _PATTERNS:
         _match(f"--sbatch {key}", value, *_PATTERNS[key])
-    _match(f"--sbatch {key}", value, _SBATCH_VALUE, "a value that can stand on an #SBATCH line (letters, digits and _ . , : @ % + = / * ( ) [ ] & | -)")
+    _match(f"--sbatch {key}", value, _SBATCH_VALUE,
+           "a value that can stand on an #SBATCH line (letters, digits and _ . , : @ % + = / * ( ) [ ] & | -)")
     return key + equals + value
 
 

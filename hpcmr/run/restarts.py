@@ -86,8 +86,8 @@ def stalled(marks: Sequence[str], now: str) -> str | None:
         `mark` at the beginning of each attempt so far.
     """
     if len(marks) >= IDLE_ATTEMPTS and all(m == now for m in marks[-IDLE_ATTEMPTS:]):
-        return (f"{IDLE_ATTEMPTS} attempts in a row ended without a newer checkpoint: the time limit is too short for a piece of the work, or the job dies "
-                "at the same place each time; see `hpcmr logs`, then `hpcmr resume` tries again")
+        return (f"{IDLE_ATTEMPTS} attempts in a row ended without a newer checkpoint: the time limit is too short for a piece of the work, or the "
+                "job dies at the same place each time; see `hpcmr logs`, then `hpcmr resume` tries again")
     return None
 
 

@@ -117,7 +117,8 @@ def _view(run_dir: Path, ids: Sequence[str], answer: Mapping[str, slurm.Job] | N
         cancelled = bool(restarts.record(run_dir).get("cancelled"))
     jobs = [answer[i] for i in ids if i in answer] if answer is not None else []
     facts = Facts(None if status is None else status["state"], bool(status and status["checkpoint"]), any(j.alive for j in jobs),
-                  any(j.state in ("RUNNING", "COMPLETING", "STOPPED", "SUSPENDED") for j in jobs), answer is not None or not ids, bool(ids), cancelled,
+                  any(j.state in ("RUNNING", "COMPLETING", "STOPPED", "SUSPENDED") for j in jobs), answer is not None or not ids, bool(ids),
+                  cancelled,
                   lambda: _owner_lives(run_dir, status))
     state, why = judge(facts)
     told = status or new_status(run_dir)
@@ -204,7 +205,8 @@ def find_run(text: str) -> Path:
         return matches[0]
     if matches:
         raise Refused(f"{text!r} may be any of {', '.join(map(str, matches))}; give the folder")
-    raise Refused(f"there is no run {text!r}: neither a run directory, nor a name in {RUNS}, nor one that was submitted; `hpcmr status` lists your runs")
+    raise Refused(f"there is no run {text!r}: neither a run directory, nor a name in {RUNS}, nor one that was submitted; "
+                  "`hpcmr status` lists your runs")
 
 
 def _ids_quietly(run_dir: Path) -> list[str]:

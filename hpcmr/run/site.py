@@ -8,6 +8,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from hpcmr.errors import JobSpecError
 
@@ -96,7 +97,7 @@ def read_site(path: Path | None = None) -> Site:
     return Site(**{key: _checked(path, key, value) for key, value in values.items()}, path=str(path))
 
 
-def _checked(path: Path, key: str, value: object) -> object:
+def _checked(path: Path, key: str, value: Any) -> Any:
     if key not in _KINDS:
         raise JobSpecError(f"{path}: there is no key {key!r} in a site file; there are {', '.join(KEYS)}")
     kind, wanted = _KINDS[key]
@@ -115,7 +116,8 @@ def _checked(path: Path, key: str, value: object) -> object:
 def site_text(site: Site, notes: Sequence[str] = ()) -> str:
     """A site file with the values of `site`; what is not set stands there as a comment."""
     lines = ["# Batch jobs of hpcmr on this cluster; an option of `hpcmr submit` comes before what stands here.", *(f"# {n}" for n in notes), ""]
-    examples = {"partition": '"batch"', "account": '"abc123"', "qos": '"normal"', "modules": '["gcc/13", "openmpi/5"]', "scratch": '"/local/scratch"', "ntasks_per_node": "32",
+    examples = {"partition": '"batch"', "account": '"abc123"', "qos": '"normal"', "modules": '["gcc/13", "openmpi/5"]',
+                "scratch": '"/local/scratch"', "ntasks_per_node": "32",
                 "sbatch": '["constraint=cpu"]'}
     for key in KEYS:
         value = getattr(site, key)

@@ -160,8 +160,10 @@ class Box:
         if self.folder.exists():
             self.down()
         self._make()
-        self._launch("munged", [str(find("munged")), "--foreground", "--force", f"--key-file={self.folder}/munge/key", f"--socket={self.folder}/munge/socket",
-                                f"--pid-file={self.folder}/munge/pid", f"--log-file={self.folder}/logs/munged.log", f"--seed-file={self.folder}/munge/seed",
+        self._launch("munged",
+                     [str(find("munged")), "--foreground", "--force", f"--key-file={self.folder}/munge/key", f"--socket={self.folder}/munge/socket",
+                                f"--pid-file={self.folder}/munge/pid", f"--log-file={self.folder}/logs/munged.log",
+                      f"--seed-file={self.folder}/munge/seed",
                                 "--num-threads=2"])
         self._wait("munge", lambda: (self.folder / "munge" / "socket").exists())
         self._launch("slurmctld", [str(find("slurmctld")), "-D", "-f", str(self.conf)])

@@ -51,7 +51,7 @@ def two_nodes(cluster: Cluster, digest: str) -> None:
 @scenario
 def walltime(cluster: Cluster, digest: str) -> None:
     """One minute, of which Slurm gives notice in the first half; the work takes longer than twice that."""
-    run = cluster.submit("walltime", pause=70 * 2 / PIECES, time="1")
+    run = cluster.submit("walltime", pause=56 * 2 / PIECES, time="1")
     run.until_done(400)
     assert run.starts() >= 3, run.report()
     assert run.digest() == digest
@@ -122,7 +122,8 @@ def requeues_that_race(cluster: Cluster, digest: str) -> None:
     run = cluster.submit("race", pause=0.7)
     run.until_pieces(6)
     cluster.run("scancel", "--signal=USR1", "--batch", run.job)
-    hands = [subprocess.Popen(["scontrol", "requeue", run.job], env=cluster.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for _ in range(2)]
+    hands = [subprocess.Popen(["scontrol", "requeue", run.job], env=cluster.env, stdout=subprocess.DEVNULL,
+                              stderr=subprocess.DEVNULL) for _ in range(2)]
     for hand in hands:
         hand.wait(60)
     time.sleep(6)           # the first attempt's last word has been said
@@ -189,7 +190,8 @@ def outcomes(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[dict[
     cluster.hpcmr("job", str(SLOW), "--set", f"input='{cluster.folder}/in/*.h5'", "--set", "pause=0", "--set", f"output.stats='{out}'",
                   "--run-dir", str(cluster.folder / "calm-run"))
     digest = cluster.digest(out)
-    wanted = [i.callspec.params["name"] for i in request.session.items if hasattr(i, "callspec") and "name" in i.callspec.params and i.path == Path(__file__)]
+    mine = [i.callspec.params for i in request.session.items if i.path == Path(__file__) and hasattr(i, "callspec")]
+    wanted = [params["name"] for params in mine if "name" in params]
     with ThreadPoolExecutor(max_workers=len(SCENARIOS)) as pool:
         found: dict[str, Future[None]] = {}
         for name in dict.fromkeys(wanted):

@@ -20,18 +20,21 @@ from hpcmr.run.batch import Batch, notice_s, render
 from hpcmr.run.site import Site
 
 GOLDEN = Path(__file__).with_name("golden")
-PLAIN = Batch("halos.py", ["job", "/home/ann/halos.py", "--set=run=42"], Path("/scratch/ann/hpcmr-runs/halos-1f00c2b1aa"), "/home/ann/venv/bin/python",
+PLAIN = Batch("halos.py", ["job", "/home/ann/halos.py", "--set=run=42"], Path("/scratch/ann/hpcmr-runs/halos-1f00c2b1aa"),
+              "/home/ann/venv/bin/python",
               "/home/ann")
 SITE = Site(partition="batch", account="abc123", modules=("gcc/13", "openmpi/5.0"), launcher="mpirun", ntasks_per_node=64)
 
 CASES: dict[str, tuple[Batch, Site]] = {
     "two-nodes": (replace(PLAIN, options={"nodes": "2", "ntasks-per-node": "32", "time": "2:00:00"}), Site()),
     "site": (replace(PLAIN, options={"nodes": "2", "time": "2:00:00", "account": "xyz"}, modules=["hdf5/1.14"]), SITE),
-    "array": (replace(PLAIN, options={"nodes": "1", "ntasks": "8", "array": "0-9%2"}, words=["job", "/home/ann/halos.py", "--set=run={array}"]), Site()),
+    "array": (replace(PLAIN, options={"nodes": "1", "ntasks": "8", "array": "0-9%2"}, words=["job", "/home/ann/halos.py", "--set=run={array}"]),
+              Site()),
     "no-requeue": (replace(PLAIN, options={"nodes": "2"}, max_restarts=7), replace(SITE, requeue=False, launcher="srun")),
     "everything": (replace(PLAIN, options={"nodes": "2-8", "ntasks-per-node": "16", "cpus-per-task": "2", "time": "1-12:00:00", "time-min": "60",
                                            "partition": "long,short", "qos": "high", "mem": "64G", "dependency": "afterok:1234?afterany:7"},
-                           sbatch=["constraint=cpu&ssd", "exclusive"], prologue="ulimit -n 4096\nexport FI_PROVIDER=cxi\n", measured_s=140.0, fresh=True,
+                           sbatch=["constraint=cpu&ssd", "exclusive"], prologue="ulimit -n 4096\nexport FI_PROVIDER=cxi\n", measured_s=140.0,
+                           fresh=True,
                            recover=True, environment={"PYTHONPATH": "/home/ann/my code"}), SITE),
     "odd-places": (replace(PLAIN, run_dir=Path("/scratch/ann o'neil/50 %/läufe".replace("'", "")), folder="/home/ann/it's", options={"nodes": "1"}),
                    Site()),
@@ -44,7 +47,8 @@ def test_golden(name: str, tmp_path: Path) -> None:
     path = GOLDEN / f"{name}.sh"
     if os.environ.get("HPCMR_GOLDEN"):
         path.write_text(text)
-    assert text.replace(f"hpcmr {hpcmr._version.__version__} ", "hpcmr 0.1.0 ") == path.read_text(), f"HPCMR_GOLDEN=1 rewrites {path}; then read what changed"
+    assert text.replace(f"hpcmr {hpcmr._version.__version__} ",
+                        "hpcmr 0.1.0 ") == path.read_text(), f"HPCMR_GOLDEN=1 rewrites {path}; then read what changed"
     checked = subprocess.run(["bash", "-n"], input=text, text=True, capture_output=True)
     assert checked.returncode == 0, checked.stderr
     assert re.search(r"@[a-z_]+@", text) is None, "a place of the template was left"
@@ -67,8 +71,10 @@ def test_notice_leaves_time_for_a_checkpoint(measured: float | None, limit: str,
 
 # -- hostile strings -----------------------------------------------------------------------------------------------------
 
-HOSTILE = ["a b", "a  b ", "'", '"', "it's \"quoted\"", "$(touch pwned)", "`touch pwned`", "; touch pwned", "&& touch pwned", "| touch pwned", "a\ntouch pwned",
-           "\n#SBATCH --wrap=x", "-rf", "--time=9", "$HOME", "${PATH}", "*", "~", "\\", "a\\", "#x", "!!", "é ü 漢字 🜚", "\t", "\r", "%j", "{array}x", "x" * 3000,
+HOSTILE = ["a b", "a  b ", "'", '"', "it's \"quoted\"", "$(touch pwned)", "`touch pwned`", "; touch pwned", "&& touch pwned", "| touch pwned",
+           "a\ntouch pwned",
+           "\n#SBATCH --wrap=x", "-rf", "--time=9", "$HOME", "${PATH}", "*", "~", "\\", "a\\", "#x", "!!", "é ü 漢字 🜚", "\t", "\r", "%j", "{array}x",
+           "x" * 3000,
            "@words@", "@fresh@", "\x1b[31m", ""]
 FAKE = """#!/bin/bash
 # $1 $2 are -m hpcmr
@@ -86,7 +92,8 @@ def place(tmp_path: Path) -> Path:
     for folder in (tools, tmp_path / "work"):
         folder.mkdir()
     srun = '#!/bin/bash\nwhile [ "$1" != bash ]; do shift; done\nexec "$@"\n'
-    for name, text in (("python", FAKE), ("srun", srun), ("ranks", "#!/bin/bash\nexit ${FAKE_CODE:-0}\n"), ("module", "#!/bin/bash\necho \"$@\" >>$FAKE/modules\n")):
+    for name, text in (("python", FAKE), ("srun", srun), ("ranks", "#!/bin/bash\nexit ${FAKE_CODE:-0}\n"),
+                       ("module", "#!/bin/bash\necho \"$@\" >>$FAKE/modules\n")):
         path = tools / name
         path.write_text(text)
         path.chmod(path.stat().st_mode | stat.S_IXUSR)
@@ -137,7 +144,9 @@ def test_hostile_folders_reach_the_job_unchanged_or_are_refused(text: str, place
     assert found["code"] == ["0"], found
 
 
-@pytest.mark.parametrize("field", ["nodes", "ntasks", "ntasks-per-node", "cpus-per-task", "time", "time-min", "partition", "account", "qos", "mem", "mem-per-cpu",
+@pytest.mark.parametrize("field",
+                         ["nodes", "ntasks", "ntasks-per-node", "cpus-per-task", "time", "time-min", "partition", "account", "qos", "mem",
+                          "mem-per-cpu",
                                    "array", "dependency", "module", "sbatch key", "sbatch value"])
 def test_hostile_options_of_sbatch_are_refused(field: str) -> None:
     calm = render(PLAIN, Site()).count("#SBATCH")
@@ -158,7 +167,9 @@ def test_hostile_options_of_sbatch_are_refused(field: str) -> None:
         assert len(lines) <= calm + 1
 
 
-@pytest.mark.parametrize("pair", ["signal=USR2@5", "requeue", "no-requeue", "output=/x", "wrap=ls", "array=1-4", "job-name=x", "open-mode=truncate", "chdir=/"])
+@pytest.mark.parametrize("pair",
+                         ["signal=USR2@5", "requeue", "no-requeue", "output=/x", "wrap=ls", "array=1-4", "job-name=x", "open-mode=truncate",
+                          "chdir=/"])
 def test_options_that_the_script_needs_itself_are_refused(pair: str) -> None:
     with pytest.raises(JobSpecError, match="the script needs this one itself"):
         render(replace(PLAIN, sbatch=[pair]), Site())

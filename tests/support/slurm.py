@@ -56,7 +56,8 @@ class Cluster:
 
     def run(self, *words: str, code: int | None = 0, limit_s: float = 120) -> str:
         """Run a command; what it prints on stdout."""
-        done = subprocess.run(words, env=self.env, cwd=self.folder / "work", capture_output=True, text=True, timeout=limit_s, stdin=subprocess.DEVNULL)
+        done = subprocess.run(words, env=self.env, cwd=self.folder / "work", capture_output=True, text=True, timeout=limit_s,
+                              stdin=subprocess.DEVNULL)
         assert code is None or done.returncode == code, f"{' '.join(words)}\nexit code {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done.stdout + (done.stderr if code else "")
 
