@@ -174,7 +174,9 @@ class Action:
         cuts = self.session.checkpoints
         if cuts is None:
             return
-        kept = keep_result(self.world, cuts.run_dir, cuts.epoch, self.number, result, self.outlet.root or 0) if is_restartable(whole) else None
+        kept = None
+        if is_restartable(whole):
+            kept = keep_result(self.world, cuts.run_dir, cuts.epoch, self.number, result, self.outlet.root or 0, self.session.memory)
         cuts.end_action(kept)
 
     def join(self, stage: Stage) -> int:

@@ -22,13 +22,14 @@ import numpy as np
 
 from hpcmr.data.batch import Batch
 from hpcmr.data.partitioning import Partitioned
-from hpcmr.errors import Refused, Stopped
+from hpcmr.errors import Refused, Stopped, StorageError
 from hpcmr.run.generation import FORM, News, Record, add_news, runs_of
 from hpcmr.run.memory import show_nbytes
 from hpcmr.run.policy import Pace
 from hpcmr.run.progress import show_seconds
+from hpcmr.run.results import Waiting
 from hpcmr.store import files, paths
-from hpcmr.store.pieces import PieceFile, fault_of, sync_names, write_pieces
+from hpcmr.store.pieces import PieceFile, fault_of, infos_in, sync_names, write_pieces
 
 if TYPE_CHECKING:
     from hpcmr.run.session import Session
@@ -179,7 +180,9 @@ class Checkpointer:
         self._pool: ThreadPoolExecutor | None = None
         self._job: Future[tuple[list[News], float]] | None = None
         self._names: list[str] = []         # files of the pending generation
+        self._closing = False
         self._since = time.monotonic()
+        self._waiting: list[Waiting] = []   # results that no checkpoint has
         self._number, self.epoch = self._load()
 
     # -- what an earlier attempt left -------------------------------------------------------------------------------
@@ -192,6 +195,9 @@ class Checkpointer:
             return last, self.journal.epoch, entry.slot if entry else 0, entry.body if entry else None
 
         last, epoch, self.started_from, body = self.world.on_root(read)
+        while (why := self._fault(body)) is not None:
+            self.world.on_root(lambda: self._pass_over(why))
+            last, epoch, self.started_from, body = self.world.on_root(read)
         if body is not None:
             if body.get("form") != FORM:
                 raise Refused(f"the checkpoints in {str(self.run_dir)!r} have form {body.get('form')!r}, this version of hpcmr reads {FORM}; "
@@ -201,6 +207,16 @@ class Checkpointer:
             self._kept_before = dict(self._kept)
             self._restored = body["action"]
         return last, epoch
+
+    def _fault(self, body: Any) -> str | None:
+        """What is wrong with the files of a generation, of which each rank reads a share: now, while older ones are still there."""
+        infos = sorted(infos_in(body), key=lambda i: str(i["file"]))
+        faults = self.world.allgather(fault_of(self.run_dir, infos[self.world.rank::self.world.size], deep=True)) if infos else []
+        return next((f for f in faults if f is not None), None)
+
+    def _pass_over(self, why: str) -> None:
+        self.session.say(f"a checkpoint is not whole: {why.partition(';')[0]}; an older one is taken, or the job begins anew")
+        self.journal.condemn(self.started_from, why)
 
     def begin_action(self, ordinal: int, fingerprint: str, plan: str) -> dict[str, Any] | None:
         """An action begins; returns what is recorded of it if it is over. Collective: no, the same on all ranks.
@@ -267,11 +283,12 @@ class Checkpointer:
         self._dropped.append(section.key)
         self._changed = True
 
-    def end_action(self, result: dict[str, Any] | None) -> None:
+    def end_action(self, result: dict[str, Any] | Waiting | None) -> None:
         """The action is over; `result` is what answers it after a restart (None: it runs again then). Collective: yes."""
         assert self._action is not None
         if result is not None:
             self.finished[self._action["ordinal"]] = {**self._action, "result": result}
+            self._waiting += [result] if isinstance(result, Waiting) else []
         self._action, self._records, self._sections = None, {}, [s for s in self._sections if s.kept]
         self._active = None
         self._changed = True
@@ -283,7 +300,9 @@ class Checkpointer:
         """See `hpcmr.run.drive.Cuts`: rank 0 has the clock."""
         if self.world.rank or self.pending or self._active is None or self._active.tell is None or self.pace.off:
             return False
-        return self.pace.due(time.monotonic() - self._since, self._unwritten())
+        since = time.monotonic() - self._since
+        # Bytes are counted only where they may decide: a tick costs microseconds.
+        return since >= self.pace.interval_s(0) and self.pace.due(since, self._unwritten())
 
     def _unwritten(self) -> int:
         """Bytes that all ranks would write, guessed from this one."""
@@ -376,6 +395,9 @@ class Checkpointer:
     def _write(self, number: int, heads: list[tuple[News, Fresh]]) -> tuple[list[News], float]:
         """In the thread: all files of this rank, durable. Their names are kept, to be removed if this comes to nothing."""
         began = time.monotonic()
+        for action in self._cut["finished"]:
+            if isinstance(action["result"], Waiting):
+                action["result"] = action["result"].write()
         out = []
         for head, fresh in heads:
             pieces = [self._file(number, group) for group in grouped(fresh.pieces)]
@@ -393,6 +415,8 @@ class Checkpointer:
         return out, time.monotonic() - began
 
     def _file(self, number: int, pieces: list[Partitioned]) -> dict[str, Any]:
+        if self._closing:
+            raise StorageError("nobody wants this checkpoint any more")
         name = paths.piece_file(self.epoch, number, self.world.rank, len(self._names))
         self._names.append(name)
         return write_pieces(self.run_dir, name, pieces)
@@ -421,9 +445,15 @@ class Checkpointer:
             if gathered is not None:
                 self._publish([n for n, _, _ in gathered], max(s for _, s, _ in gathered))
         self.pending, self._job, self._names = 0, None, []
+        self._let_go([w for w in self._waiting if w.written])
         self.committed += 1
         self.writing_s += seconds
         self.blocked_s += time.monotonic() - began
+
+    def _let_go(self, results: list[Waiting]) -> None:
+        for result in results:
+            result.give()
+        self._waiting = [w for w in self._waiting if w not in results]
 
     def _publish(self, by_rank: list[list[News]], seconds: float) -> None:
         """On rank 0: the generation, and older ones away."""
@@ -451,8 +481,12 @@ class Checkpointer:
 
     def close(self) -> None:
         """No further checkpoint: what is being written is waited for and, as nothing names it, removed. Never raises; may be called twice."""
+        self._closing = True            # not longer than the file that is being written
         if self._pool is not None:
             self._pool.shutdown(wait=True)
+            if self.world.rank == 0:
+                self.session.log.debug("%d checkpoints; rank 0 has written for %s, and waited for them for %s", self.committed,
+                                       show_seconds(self.writing_s), show_seconds(self.blocked_s))
         for name in self._names:
             files.remove_quietly(self.run_dir / name)
         self._pool, self._job, self._names, self.pending = None, None, [], 0

@@ -11,7 +11,8 @@ import pytest
 from hpcmr.data.batch import Batch, BytesColumn, FixedColumn
 from hpcmr.data.python_values import row_type
 from hpcmr.errors import HpcmrError, StorageError
-from hpcmr.run.results import keep_result, result_of
+from hpcmr.run.memory import MemoryBudget
+from hpcmr.run.results import Waiting, keep_result, result_of
 
 N = 30_000
 BATCH = Batch({"x": FixedColumn(np.arange(N) * 0.1, np.arange(N) % 3 > 0), "w": BytesColumn.from_list([f"w{i}" for i in range(N)], True)})
@@ -32,7 +33,7 @@ def plain(value: Any) -> Any:
 def test_a_result_is_answered(world: Any, mpi_tmp_path: Path, name: str) -> None:
     root = world.size - 1
     kept = keep_result(world, mpi_tmp_path, 1, 4, VALUES[name] if world.rank == root else None, root)
-    assert kept is not None and len(str(kept)) < 40_000
+    assert isinstance(kept, dict) and len(str(kept)) < 40_000
     assert len(kept["parts"]) == {"batch": 1, "edges": 1, "long": 1}.get(name, 0)
     assert plain(result_of(world, mpi_tmp_path, kept, root, True)) == plain(VALUES[name])
     only = result_of(world, mpi_tmp_path, kept, 0, False)
@@ -47,7 +48,7 @@ def test_what_cannot_be_kept_is_said_on_all_ranks(world: Any, mpi_tmp_path: Path
 @pytest.mark.mpi
 def test_a_damaged_result_is_an_error_on_all_ranks(world: Any, mpi_tmp_path: Path) -> None:
     kept = keep_result(world, mpi_tmp_path, 2, 1, BATCH if world.rank == 0 else None, 0)
-    assert kept is not None
+    assert isinstance(kept, dict)
     if world.rank == 0:
         path = mpi_tmp_path / kept["parts"][0]["file"]
         raw = bytearray(path.read_bytes())
@@ -57,3 +58,24 @@ def test_a_damaged_result_is_an_error_on_all_ranks(world: Any, mpi_tmp_path: Pat
         result_of(world, mpi_tmp_path, kept, 0, True)
     with pytest.raises(HpcmrError, match="cannot read"):
         result_of(world, mpi_tmp_path, {"what": 1}, 0, True)
+
+
+@pytest.mark.mpi
+def test_a_large_result_waits_and_is_not_the_user_s(world: Any, mpi_tmp_path: Path) -> None:
+    memory = MemoryBudget(1 << 30, "a test")
+    values = np.arange(N) * 0.1
+    kept = keep_result(world, mpi_tmp_path, 1, 2, values, 0, memory)
+    if world.rank == 0:
+        assert isinstance(kept, Waiting) and memory.available() < 1 << 30 and not (mpi_tmp_path / "results").exists()
+        values[:] = 0
+        kept = kept.write()
+    told = world.bcast(kept, 0)
+    assert result_of(world, mpi_tmp_path, told, 0, True).tolist() == (np.arange(N) * 0.1).tolist()
+
+
+@pytest.mark.mpi
+def test_a_result_that_has_no_room_for_a_copy_is_written_at_once(world: Any, mpi_tmp_path: Path) -> None:
+    memory = MemoryBudget(1 << 30, "a test")
+    memory.take(memory.available() - 1000, "a test")
+    kept = keep_result(world, mpi_tmp_path, 1, 2, BATCH, 0, memory)
+    assert isinstance(kept, dict) and plain(result_of(world, mpi_tmp_path, kept, 0, True)) == plain(BATCH)
