@@ -62,9 +62,12 @@ class Cuts(Protocol):
     ----------
     pending : int
         The checkpoint that is being written, the same on all ranks; 0: none.
+    blocked_s : float
+        Seconds that this rank has waited for checkpoints.
     """
 
     pending: int
+    blocked_s: float
 
     def vote(self) -> bool:
         """Whether this rank wants a cut."""
@@ -258,8 +261,10 @@ class Drive:
         """Rounds until every rank is between two pieces, then the cut."""
         cuts = self._cuts
         assert cuts is not None
+        began = time.monotonic()
         while self._step_of_cut(False):
             pass
+        cuts.blocked_s += time.monotonic() - began
         stop = self._stopping
         self._owed = self._cutting = self._stopping = False
         self._together(lambda: cuts.cut(stop))

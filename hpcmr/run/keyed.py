@@ -71,6 +71,8 @@ class KeyedStage(Stage):
             bounds = self._survey(bounds)
             self.keep_settled(operator)
         shuffle = self._begin(self.section, bounds)
+        if surveying and self.session.checkpoints is not None:
+            self.session.checkpoints.boundary()         # between the passes
         into_operator(self, operator, shuffle, self.section)
         if not surveying:
             settle(self, operator)
@@ -141,10 +143,12 @@ class KeyedStage(Stage):
 
     def tell_more(self, fresh: Fresh) -> None:
         shuffle, section = self.shuffle, self.section
-        assert shuffle is not None and shuffle.bounds is not None and section is not None
+        assert shuffle is not None and section is not None
         shuffle.tell(fresh)
         chain = self._chain
-        section.facts = {"count": int(shuffle.bounds[-1]), "partitions": self.ctx.partitions, "nbytes_total": self.feed.nbytes_total}
+        section.facts = {"partitions": self.ctx.partitions, "nbytes_total": self.feed.nbytes_total}
+        if shuffle.bounds is not None:          # else it is before the first round
+            section.facts["count"] = int(shuffle.bounds[-1])
         section.schemas = {"in": schema_json(chain.into_operator), "out": schema_json(chain.schema)}
 
     def untold(self) -> int:

@@ -75,7 +75,7 @@ PLANS = {
     "often": lambda source, look: plan(source, (look,), often(Aggregate(("k",), AGGS)), (look,)),
     "combined": lambda source, look: plan(source, (look,), GroupRows(("k",), lambda key, values: sum(values), combiner="sum"), (look,)),
     "twice": lambda source, look: then(plan(source, (look,), GroupRows(("k",), "list"), (look,)), (), Aggregate(("k",), AGGS[:1]), (look,), 4),
-    "sort": lambda source, look: plan(source, (look,), Sort(("x",)), (look,)),
+    "sort": lambda source, look: plan(source, (look,), Sort(("x",)), (look,), 32),
     "join": lambda source, look: then(Pair("join", "", plan(source, (look,)), plan(Numbers(FEW), (look,)),
                                            Join(("k",), ("k",), how="inner", broadcast_nbytes=0), 8), (look,)),
 }
