@@ -43,13 +43,15 @@ class Run:
 
 
 QUICK = [Run("openmpi", 0, ("-m", "not slow and not launcher")), Run("openmpi", 3)]
+SLURM = "tests/slurm/test_box.py"
 TEST = [
-    Run("openmpi", 0, limit_s=1400),
+    Run("openmpi", 0, (f"--ignore={SLURM}",), limit_s=1400),
     Run("openmpi", 3, lane=1),
     Run("mpich", 4, lane=1),
-    Run("mpich", 0, ("-m", "launcher and not slow"), lane=1),
+    Run("mpich", 0, ("-m", "launcher and not slow", f"--ignore={SLURM}"), lane=1),
     Run("openmpi", 2, ("tests/comm",), lane=1),
     Run("mpich", 2, ("tests/comm",), lane=1),
+    Run("openmpi", 0, (SLURM,), lane=2),          # it mostly waits
 ]
 LONG = (("HPCMR_TEST_LONG", "1"),)
 # Many more ranks than cores: what of the exchange is worth it, and patience.
@@ -60,7 +62,8 @@ ALL = [*(Run(mpi, n, limit_s=1800, env=LONG) for mpi in ("openmpi", "mpich") for
 HARD = (*LONG, ("HPCMR_FAULT_KILLS", "400"), ("HPCMR_FAULT_RUNS", "60"), ("HPCMR_TEST_LIMIT_S", "3600"))
 FAULTS = [Run("openmpi", 0, ("tests/faults", "tests/store", "tests/cli/test_verify.py", "tests/cli/test_clean.py"), limit_s=4 * 3600, env=HARD),
           Run("mpich", 0, ("tests/faults/test_kills.py",), limit_s=2 * 3600, env=(("HPCMR_FAULT_KILLS", "100"), ("HPCMR_TEST_LIMIT_S", "3600")))]
-PLANS = {"quick": QUICK, "test": TEST, "all": ALL, "faults": FAULTS}
+SLURMS = [Run("openmpi", 0, ("tests/slurm",)), Run("mpich", 0, (SLURM,))]
+PLANS = {"quick": QUICK, "test": TEST, "all": ALL, "faults": FAULTS, "slurm": SLURMS}
 
 
 def execute(run: Run, say: Callable[[str], Any] = sys.stdout.write) -> tuple[int, str, float]:
