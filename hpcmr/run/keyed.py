@@ -104,7 +104,8 @@ class KeyedStage(Stage):
         assert record is not None
         feed = NoFeed(int(record.facts["nbytes_total"]))
         stage = cls(action, Flow(feed, record.schema("in"), (), (), (), None, splits), operator, None, label, key)
-        action.session.say(f"stage {stage.number}, {label}: all of its input is in the checkpoint, {show_nbytes(record.nbytes)}; nothing below it runs")
+        action.session.say(f"stage {stage.number}, {label}: all of its input is in the checkpoint, {show_nbytes(record.nbytes)}; "
+                           "nothing below it runs")
         return stage.again(record)
 
     def again(self, record: Record) -> Flow:
