@@ -246,8 +246,8 @@ def take_over(folder: Path, info: ShardInfo, path: Path, schema: Schema) -> None
     segments = ((0, 0, shard.rows),) if shard.rows else ()
     with StoredTable(folder, Manifest(schema, (shard,), segments)) as table:
         for what in table.damages(0):
-            raise DamagedCheckpoint(f"{what.partition(';')[0]}; a checkpoint names this shard of an unfinished output; start the job again: it goes on "
-                                    "from an older checkpoint, or anew", file=str(info["file"]))
+            raise DamagedCheckpoint(f"{what.partition(';')[0]}; a checkpoint names this shard of an unfinished output; start the job again: it goes "
+                                    "on from an older checkpoint, or anew", file=str(info["file"]))
     with files.storing(path, "link"):
         files.link(folder / name, path)
 
