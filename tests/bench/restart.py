@@ -1,4 +1,4 @@
-"""What checkpoints cost and what they save: ``python tests/bench/restart.py [--scale 32] [--ranks 4] [--runs 3] [--work W2a] [off rule recover restart survive]``.
+"""What checkpoints cost and what they save: ``python tests/bench/restart.py [--scale 16] [--ranks 4] [--runs 3] [--work W2a] [KIND ...]``.
 
 Needs W2a (or W2c) and W3a of `tests/bench/generate.py` in ``$HPCMR_BENCH/data``. Statistics by key are followed by a sort, both written to files:
 
@@ -137,7 +137,7 @@ def wait_for_work(setting: Setting, process: subprocess.Popen[bytes]) -> float:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kinds", nargs="*", choices=[*KINDS, []], default=list(KINDS))
-    parser.add_argument("--scale", type=int, default=32, help="how often the input is read: 32 make about a minute on two cores")
+    parser.add_argument("--scale", type=int, default=16, help="how often the input is read: 16 make about a minute on two cores")
     parser.add_argument("--work", default="W2a")
     parser.add_argument("--ranks", type=int, default=4)
     parser.add_argument("--runs", type=int, default=3)
