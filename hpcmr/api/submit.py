@@ -91,8 +91,6 @@ def plan(spec: str | None, settings: list[str], words: Sequence[str], *, run_dir
     name = _checked(path, settings, given.get("array", ""))
     folder = Path(run_dir).absolute() if run_dir else default_run_dir(path, name, settings).absolute()
     site = read_site()
-    if site.scratch and not any(w.startswith("--scratch") for w in words):
-        words = [*words, f"--scratch={site.scratch}"]
     title = re.sub(r"[^\x20-\x7e]", "?", path.name)
     batch = Batch(title, ["job", str(path), *(f"--set={s}" for s in settings), *words], folder, os.path.abspath(sys.executable), os.getcwd(), given,
                   tuple(modules), tuple(sbatch), read_prologue(Path(prologue)) if prologue else "", package_env(), _measured_s(folder), fresh,

@@ -58,11 +58,10 @@ def learn(partitions: list[Partition], config: dict[str, str], env: dict[str, st
              f"preemption {p.preempt}"
              for p in partitions]
     modules = tuple(m for m in env.get("LOADEDMODULES", "").split(":") if m)
-    scratch = next((f"${n}" for n in ("SLURM_TMPDIR", "TMPDIR") if env.get(n)), "")
     requeue = config.get("JobRequeue", "1") != "0"
     if not requeue:
         notes.append("JobRequeue = 0 here: a job submits itself anew instead of going back into the queue")
-    return Site(partition=default.name if default else "", account=account, modules=modules, scratch=scratch, requeue=requeue,
+    return Site(partition=default.name if default else "", account=account, modules=modules, requeue=requeue,
                 ntasks_per_node=default.cores if default else 0), notes
 
 

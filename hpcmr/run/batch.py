@@ -130,6 +130,8 @@ def render(batch: Batch, site: Site) -> str:
     if array:
         identity = [f"run={run}/$SLURM_ARRAY_TASK_ID", "job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"]
         quoted += ' --array-id "$SLURM_ARRAY_TASK_ID"'
+    if site.scratch and not any(w.startswith("--scratch") for w in words):
+        quoted += f" --scratch={_place(site.scratch)}"
     # What an earlier run left is discarded once: not when this one begins again.
     fresh = '[ -e "$run/slurm/attempts.json" ] || words+=(--fresh)' if batch.fresh else ""
     restarts = site.max_restarts if batch.max_restarts is None else batch.max_restarts
@@ -200,6 +202,12 @@ def output_pattern(run_dir: Path, array: bool) -> str:
                            "with --run-dir")
     whole = f"{path.replace('%', '%%')}/{'%A_%a' if array else '%j'}.out"
     return f'"{whole}"' if re.search(r"[^A-Za-z0-9_.,:@%+=/-]", whole) else whole
+
+
+def _place(text: str) -> str:
+    """A folder of the site file as a word of the shell; one that begins with a variable is looked up on the node, which must have it."""
+    match = re.fullmatch(r"\$([A-Za-z_][A-Za-z0-9_]*)(/.*)?", text, re.ASCII)
+    return shlex.quote(text) if match is None else f'"${match[1]}"{shlex.quote(match[2]) if match[2] else ""}'
 
 
 def _match(what: str, value: str, pattern: str, wanted: str) -> str:

@@ -150,7 +150,7 @@ def test_a_site_file_is_written_and_read(tmp_path: Path) -> None:
     site, notes = site_command.learn(listed, {"JobRequeue": "0"}, {"LOADEDMODULES": "gcc/13:openmpi/5", "TMPDIR": "/x"}, "abc")
     path = tmp_path / "site.toml"
     path.write_text(site_text(site, notes))
-    assert read_site(path) == Site(partition="batch", account="abc", modules=("gcc/13", "openmpi/5"), scratch="$TMPDIR", requeue=False,
+    assert read_site(path) == Site(partition="batch", account="abc", modules=("gcc/13", "openmpi/5"), requeue=False,
                                    ntasks_per_node=64,
                                    path=str(path))
     assert tomllib.loads(path.read_text())["requeue"] is False

@@ -235,6 +235,12 @@ def listener_of(script: int) -> int:
     raise AssertionError("no step listens")
 
 
+def test_scratch_of_the_site_is_looked_up_on_the_node(place: Path) -> None:
+    for text, wanted in (("$NVME/it's", "/local/x/it's"), ("$NVME", "/local/x"), ("$(touch pwned)", "$(touch pwned)"), ("/a $NVME", "/a $NVME")):
+        found = run_script(render(batch_at(place), Site(scratch=text)), place, NVME="/local/x")
+        assert found["words"][-1] == f"--scratch={wanted}"
+
+
 def test_fresh_is_said_only_once(place: Path) -> None:
     batch = replace(batch_at(place), fresh=True)
     assert "--fresh" in run_script(render(batch, Site()), place)["words"]
