@@ -303,6 +303,8 @@ class Action:
                 outlet.settle(Together(world))
         with world.together("close the outlet"):
             payload = outlet.local()
+        if self.session.checkpoints is not None:
+            self.session.checkpoints.wait_written()        # of what is being written, the staging folder of an output is about to be renamed
         self._conserve()
         payloads = world.gather(payload, root)
         del payload

@@ -117,7 +117,7 @@ def store_identity(run_dir: Path, identity: Identity, spec: Path, modules: Seque
             files.write_file(wait / paths.identity(run_dir).name, sealed.render(identity, KEYS))
             files.sync_folder(wait, safe)
             shutil.rmtree(folder, ignore_errors=True)
-            os.rename(wait, folder)
+            files.rename(wait, folder)
             files.sync_folder(run_dir, safe)
     except BaseException:
         shutil.rmtree(wait, ignore_errors=True)

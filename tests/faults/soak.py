@@ -115,7 +115,7 @@ class Soak:
 
     def fill(self, run: Run, rng: random.Random) -> None:
         """The disk of the run is full after a while."""
-        size = rng.choice((256, 512, 1024, 2048, 4096))
+        size = rng.choice((128, 256, 384, 768, 2048))
         if any(run.folder.iterdir()):
             return        # only a run that begins there
         words = ["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", str(run.folder)]
