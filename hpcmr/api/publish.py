@@ -13,6 +13,7 @@ from hpcmr.ops.write import Write
 from hpcmr.plan.fingerprint import inputs_digest
 from hpcmr.plan.nodes import Node
 from hpcmr.plan.stages import inputs_of
+from hpcmr.run.attempt import published_before, published_here
 from hpcmr.store.manifest import Manifest
 from hpcmr.store.publish import check_free, existing
 
@@ -41,9 +42,11 @@ class Publish(Write):
         if made is None:
             check_free(self.folder)
             return None
-        if self.replace:
+        before = ctx.journal is not None and published_before(ctx.journal, self.folder, made)
+        if self.replace and not (before and self._same_plan(made, ctx.provenance)):
             return None
-        why = self._difference(made, ctx.provenance)
+        here = ctx.journal is not None and published_here(ctx.journal, self.folder, made)
+        why = self._difference(made, {**ctx.provenance, "committed": before or ctx.provenance.get("committed"), "here": here})
         if why is not None:
             raise Refused(f"the output {str(self.folder)!r} is there already, {why}; choose another path, remove it, or give --fresh to replace it")
         return {"path": str(self.folder), "rows": made.rows, "nbytes": made.nbytes, "shards": len(made.shards), "done": True}
@@ -54,9 +57,12 @@ class Publish(Write):
         except HpcmrError as error:
             raise Refused(f"the output {str(self.folder)!r} is in the way, and it is damaged: {error}; remove it, or choose another path") from error
 
+    def _same_plan(self, made: Manifest, told: dict[str, Any]) -> bool:
+        return made.writer.get("job") == told["job"] and made.writer.get("fingerprint") == told["fingerprint"]
+
     def _difference(self, made: Manifest, told: dict[str, Any]) -> str | None:
         """Why an output is not that of this run; None if it is."""
-        if made.writer.get("job") != told["job"] or made.writer.get("fingerprint") != told["fingerprint"]:
+        if not self._same_plan(made, told):
             return f"written by {_job_of(made)} with another plan"
         if made.writer.get("code") != told["code"]:
             return "written by this job before its code was changed"
@@ -67,7 +73,8 @@ class Publish(Write):
             if found.splits is None if isinstance(found, Kept) else getattr(found.source, "distributed", False):
                 return "and whether rows in memory are the same as then cannot be told"
             splits += found.splits or () if isinstance(found, Kept) else found.source.survey()[1]
-        if made.writer.get("inputs_digest") != inputs_digest(list(dict.fromkeys(splits))):
+        # Kept rows that were restored are cut otherwise than those that were read: of an output of this run, its journal tells.
+        if not told.get("here") and made.writer.get("inputs_digest") != inputs_digest(list(dict.fromkeys(splits))):
             return "written by this job before its input was changed"
         return None
 

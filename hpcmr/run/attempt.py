@@ -35,6 +35,7 @@ from hpcmr.run.report import error_report
 from hpcmr.run.status import StatusWriter, new_status, read_status
 from hpcmr.store import files, manifest, paths
 from hpcmr.store.journal import Entry, Journal
+from hpcmr.store.manifest import Manifest
 from hpcmr.store.publish import discard, existing
 from hpcmr.store.settle import settle
 
@@ -298,6 +299,22 @@ def redone(attempt: Attempt) -> list[str]:
         mine = next((_lineage(e) for e in reversed(journal.entries) if e.kind == "claim"), "")
         return [str(e.body.get("redone", "")) for e in journal.entries if e.kind == "degraded" and mine and e.body.get("lineage") == mine]
     return []
+
+
+def published_before(journal: Journal, folder: Path, made: Manifest) -> bool:
+    """Whether an output was published by this job before ranks of it died: rows in memory that it was made of cannot be asked any more."""
+    lineage = next((_lineage(e) for e in reversed(journal.entries) if e.kind == "claim"), "")
+    epochs = {e.epoch for e in journal.entries if e.kind == "claim" and lineage and _lineage(e) == lineage} - {journal.epoch}
+    path = os.fsencode(os.path.abspath(folder)).hex()
+    return any(e.kind == "publish" and e.epoch in epochs and e.body.get("path") == path and e.body.get("identity") == manifest.identity(made)
+               for e in journal.entries)
+
+
+def published_here(journal: Journal, folder: Path, made: Manifest) -> bool:
+    """Whether an attempt at this run has published an output. What it was made of has not changed since: a start looks at that before."""
+    path = os.fsencode(os.path.abspath(folder)).hex()
+    return any(e.kind == "publish" and e.slot > _since(journal) and e.body.get("path") == path and e.body.get("identity") == manifest.identity(made)
+               for e in journal.entries)
 
 
 def _lineage(claim: Entry) -> str:
