@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import numpy as np
+
 import hpcmr as mr
 from hpcmr import count, mean
 from hpcmr import sum as total
@@ -36,6 +38,8 @@ def ring(ctx: Any) -> None:
 def job(ctx: Any) -> None:
     deaths.here("user")
     ring(ctx)
+    part = {"key": np.arange(ctx.rank, 1000, ctx.size) % 7}
+    mr.from_arrays(ctx.comm, part).group_by("key").agg(n=count()).write_hdf5(ctx.output("held"))        # of rows that die with their ranks
     source = Hdf5Source(ctx.params["input"], "/events", ["key", "hard", "value"], split_nbytes=SPLIT_NBYTES)
     rows = Table(Read("events", "dying.py", source)).map(look)
     rows.group_by("key").agg(total=total("hard"), n=count(), m=mean("value")).write_hdf5(ctx.output("stats"))

@@ -15,6 +15,7 @@ from tests.support.data import write_events
 from tests.support.launch import check, has_launcher, run_ranks
 
 JOB = Path(__file__).with_name("dying.py")
+OUTPUTS = ["held", "stats", "sorted"]
 RANKS = 4
 SEED = int(os.environ.get("HPCMR_FAULT_SEED", "20250"))
 RANDOM_RUNS = int(os.environ.get("HPCMR_FAULT_RUNS", "6"))
@@ -48,13 +49,13 @@ def digests(events: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]
 
 
 def words(events: Path, folder: Path) -> list[str]:
-    return ["job", str(JOB), "--set", f"input='{events}'", "--set", f"output.stats='{folder}/out/stats'",
-            "--set", f"output.sorted='{folder}/out/sorted'", "--checkpoint-every", "0.05s"]
+    places = [word for name in OUTPUTS for word in ("--set", f"output.{name}='{folder}/out/{name}'")]
+    return ["job", str(JOB), "--set", f"input='{events}'", *places, "--checkpoint-every", "0.05s"]
 
 
 def made(folder: Path) -> list[str]:
-    assert sorted(os.listdir(folder / "out")) == ["sorted", "stats"], "something temporary was left"
-    return [hpcmr.open(folder / "out" / name).digest() for name in ("stats", "sorted")]
+    assert sorted(os.listdir(folder / "out")) == sorted(OUTPUTS), "something temporary was left"
+    return [hpcmr.open(folder / "out" / name).digest() for name in OUTPUTS]
 
 
 def survive(deaths: str, events: Path, folder: Path, digests: list[str]) -> list[int]:
@@ -68,7 +69,7 @@ def survive(deaths: str, events: Path, folder: Path, digests: list[str]) -> list
     print(f"{deaths}: dead {dead}; {done.stderr[-3000:]}", file=sys.stderr)
     assert made(folder) == digests
     shown = [line.split("\t")[0].rpartition("/")[2] for line in done.stdout.splitlines()]
-    assert shown[-2:] == ["stats", "sorted"]
+    assert shown[-3:] == OUTPUTS
     for rank in dead:
         assert f"  rank {rank} (process " in done.stderr
     assert ("degraded: " in done.stderr) == bool(dead)
