@@ -8,7 +8,8 @@ at files that it has not seen yet in a process of its own::
     survey_files  -- what to look for (stdin) -->   child
                   <-- Surveyed of each file (stdout) --
 
-It takes 0.15 s, once for each set of files; what was found is used, so that rank 0 reads no header twice and loads no HDF5. Where rows
+It takes 0.15 s, once for each set of files, less where it was started before it is needed (`start_early`); what was found is used, so that
+rank 0 reads no header twice and loads no HDF5. Where rows
 are read through HDF5, a rank limits its own memory meanwhile (`bounded`): what is compressed may grow without end.
 """
 
@@ -103,8 +104,28 @@ class _Child:
         return self.process.wait()
 
 
+_early: list[_Child] = []
+
+
+def start_early() -> None:
+    """Start a process that will be needed, and do not wait for it. It ends with this one."""
+    if is_on() and not _early and (child := _launch()) is not None:
+        _early.append(child)
+
+
 def _start() -> _Child | None:
     """A process that is ready to look at files; None, and a line in the log, where none can be had."""
+    started = _early.pop() if _early else _launch()
+    if started is None or started.answer() == "ready":
+        return started
+    started.errors.seek(0)
+    said = started.errors.read()[-300:].decode("utf-8", "replace").strip().rpartition("\n")[2]
+    log.warning("HDF5 inputs are looked at without a guard, its process ended with code %d: %s", started.end(), said)
+    return None
+
+
+def _launch() -> _Child | None:
+    """The process, before it is ready."""
     setting = json.dumps([sys.path, FILE_LIMIT_S, NBYTES_MAX])
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     errors = tempfile.TemporaryFile()
@@ -116,13 +137,7 @@ def _start() -> _Child | None:
         errors.close()
         log.warning("HDF5 inputs are looked at without a guard, no process can be started: %s", error)
         return None
-    started = _Child(process, errors)
-    if started.answer() == "ready":
-        return started
-    errors.seek(0)
-    said = errors.read()[-300:].decode("utf-8", "replace").strip().rpartition("\n")[2]
-    log.warning("HDF5 inputs are looked at without a guard, its process ended with code %d: %s", started.end(), said)
-    return None
+    return _Child(process, errors)
 
 
 def _guarded(started: _Child, infos: Sequence[FileInfo], wanted: tuple[Any, ...]) -> Iterator[Surveyed]:
@@ -171,7 +186,12 @@ def child(limit_s: int, limit_nbytes: int) -> None:
     from hpcmr.io.hdf5_survey import survey_files as look
 
     _put(out, "ready")
-    infos, wanted = _got(requests)
+    signal.alarm(0)
+    request = _got(requests)
+    if request is None:             # nobody needs it, or nobody is left
+        os._exit(0)
+    signal.alarm(limit_s)
+    infos, wanted = request
     try:
         for found in look(infos, *wanted):
             signal.alarm(limit_s)
