@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from hpcmr.run.session import Session
 
 PLAN_CHARACTERS = 400       # of the operations of an action, what is recorded for messages
-COPY_NBYTES = 32 << 20      # of rows on scratch, what is read and written at a time
 Finish = Callable[[], None]
 
 
@@ -47,7 +46,7 @@ class Fresh:
     pieces : list of Partitioned
         In memory; they are not changed before they are written.
     copies : list of callable
-        Each gives further ones, which lie on scratch, in parts of about `COPY_NBYTES`.
+        Each gives further ones, which lie on scratch, in parts of a bounded size.
     settled : Batch or None
         What a first pass came to. The same on all ranks; rank 0 writes it.
     told : dict or None
