@@ -45,7 +45,8 @@ class Run:
 QUICK = [Run("openmpi", 0, ("-m", "not slow and not launcher")), Run("openmpi", 3)]
 SLURM = "tests/slurm/test_box.py"
 TEST = [
-    Run("openmpi", 0, (f"--ignore={SLURM}",), limit_s=1400),
+    Run("openmpi", 0, (f"--ignore={SLURM}", "--ignore=tests/faults"), limit_s=1400),
+    Run("openmpi", 0, ("tests/faults",), lane=1),
     Run("openmpi", 3, lane=1),
     Run("mpich", 4, lane=1),
     Run("mpich", 0, ("-m", "launcher and not slow", f"--ignore={SLURM}"), lane=1),
