@@ -107,8 +107,8 @@ def examine(world: World | None, hosts: list[str], crossed: str) -> list[Fact]:
     facts += mpi
     facts += _launcher(bound)
     facts.append(_ranks(bound, world, hosts, crossed))
-    checks: list[Callable[[], Fact]] = [lambda: _recovery(bound, world), _shared_memory, lambda: _cache(packages), _scratch, lambda: _threads(world), lambda: _memory(world),
-                                        lambda: _slurm(bound)]
+    checks: list[Callable[[], Fact]] = [lambda: _recovery(bound, world), _shared_memory, lambda: _cache(packages), _scratch,
+                                        lambda: _threads(world), lambda: _memory(world), lambda: _slurm(bound)]
     return facts + [check() for check in checks]
 
 
