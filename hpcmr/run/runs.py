@@ -19,6 +19,7 @@ from typing import Any
 
 from hpcmr.errors import HpcmrError, InputError, Refused
 from hpcmr.run import owner, restarts, slurm
+from hpcmr.run.batch import job_name
 from hpcmr.run.status import new_status, read_status
 from hpcmr.store import files, paths
 
@@ -115,7 +116,7 @@ def _view(run_dir: Path, ids: Sequence[str], answer: Mapping[str, slurm.Job] | N
         status, damage = None, str(error)
     with contextlib.suppress(HpcmrError):
         cancelled = bool(restarts.record(run_dir).get("cancelled"))
-    jobs = [answer[i] for i in ids if i in answer] if answer is not None else []
+    jobs = [answer[i] for i in ids if i in answer and _is_of(answer[i], run_dir)] if answer is not None else []
     facts = Facts(None if status is None else status["state"], bool(status and status["checkpoint"]), any(j.alive for j in jobs),
                   any(j.state in ("RUNNING", "COMPLETING", "STOPPED", "SUSPENDED") for j in jobs), answer is not None or not ids, bool(ids),
                   cancelled,
@@ -123,6 +124,12 @@ def _view(run_dir: Path, ids: Sequence[str], answer: Mapping[str, slurm.Job] | N
     state, why = judge(facts)
     told = status or new_status(run_dir)
     return View(run_dir, state, told, jobs, damage or why or told["reason"] or _waits_for(jobs))
+
+
+def _is_of(job: slurm.Job, run_dir: Path) -> bool:
+    """Whether a job is this run's: Slurm gives numbers out again after a while, and names of submitted runs are their own."""
+    submitted = paths.batch_record(run_dir).exists()
+    return not submitted or not job.name or any(job.name.startswith(job_name(d)) for d in (run_dir, run_dir.parent))
 
 
 @dataclass(frozen=True)

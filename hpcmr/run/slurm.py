@@ -35,6 +35,7 @@ class Job:
     reason: str = ""
     left: str = ""
     start: str = ""
+    name: str = ""
 
     @property
     def alive(self) -> bool:
@@ -87,14 +88,14 @@ def queue(ids: Iterable[str]) -> dict[str, Job] | None:
     if not wanted:
         return {}
     try:
-        said = call(["squeue", "--noheader", "--array", "--states=all", f"--jobs={','.join([*wanted, wanted[0]])}", "--format=%i|%T|%r|%L|%S"],
+        said = call(["squeue", "--noheader", "--array", "--states=all", f"--jobs={','.join([*wanted, wanted[0]])}", "--format=%i|%T|%r|%L|%S|%j"],
                     "look into the queue")
     except SlurmError as error:
         return {} if "Invalid job id" in str(error) else None
     found = {}
     for line in said.splitlines():
-        parts = line.strip().split("|")
-        if len(parts) == 5:
+        parts = line.strip().split("|", 5)
+        if len(parts) == 6:
             found[parts[0]] = Job(*parts)
     return found
 
