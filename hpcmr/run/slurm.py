@@ -16,6 +16,8 @@ from pathlib import Path
 from hpcmr.errors import HpcmrError
 
 LIMIT_S = 60.0
+LOOK_LIMIT_S = 10.0
+"""For what only helps: a run is shown without its queue when Slurm is down."""
 ENDED = frozenset({"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT", "REVOKED"})
 WAITING = frozenset({"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"})
 KEPT = ("SLURM_CONF", "SLURM_TIME_FORMAT")
@@ -89,7 +91,7 @@ def queue(ids: Iterable[str]) -> dict[str, Job] | None:
         return {}
     try:
         said = call(["squeue", "--noheader", "--array", "--states=all", f"--jobs={','.join([*wanted, wanted[0]])}", "--format=%i|%T|%r|%L|%S|%j"],
-                    "look into the queue")
+                    "look into the queue", limit_s=LOOK_LIMIT_S)
     except SlurmError as error:
         return {} if "Invalid job id" in str(error) else None
     found = {}
