@@ -50,7 +50,7 @@ class JobContext:
     def __init__(self, world: World, name: str, params: Mapping[str, Any], run_dir: Path, outputs: Mapping[str, Any]) -> None:
         # Made while all ranks are here: at the first use one of them may have failed already.
         self._comm = None if world.comm is None else world.comm.Dup()
-        if world.watch is not None:
+        if world.watch is not None and self._comm is not None:
             world.watch.guard(self._comm)
         self._outputs = dict(outputs)
         self._named: list[str] = []

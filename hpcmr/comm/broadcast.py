@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from hpcmr.comm.blocks import fragments
 from hpcmr.comm.collective import collective
+from hpcmr.comm.mpi_world import MpiWorld
 from hpcmr.comm.travel import as_bytes
-from hpcmr.comm.world import MpiWorld, World
+from hpcmr.comm.world import World
 from hpcmr.data.batch import Batch, BytesColumn, Column, FixedColumn, ListColumn
 from hpcmr.data.schema import ColumnType, Schema
 

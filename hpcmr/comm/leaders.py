@@ -24,9 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpcmr.comm.blocks import ends_of
+from hpcmr.comm.mpi_world import MpiWorld
 from hpcmr.comm.travel import DEFECT, Bytes, Stats, Stream
 from hpcmr.comm.waiting import Backoff
-from hpcmr.comm.world import MpiWorld
 from hpcmr.errors import ConservationError
 
 TAG_LEADER = 31003

@@ -27,8 +27,9 @@ import numpy as np
 
 from hpcmr.comm import world as worlds
 from hpcmr.comm.launcher import FT_FLAGS, library_family
+from hpcmr.comm.mpi_world import TAG_HERE, MpiWorld
 from hpcmr.comm.waiting import Backoff, stall_limit_s
-from hpcmr.comm.world import MpiWorld, World, mpi_module
+from hpcmr.comm.world import World, mpi_module
 from hpcmr.errors import HpcmrError, RankDied, Refused
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ class Watch:
             if time.monotonic() > until:
                 return None
             with contextlib.suppress(self._mpi.Exception):
-                self._mpi.COMM_SELF.Iprobe(0, worlds.TAG_HERE)      # lets MPI take in what it was told
+                self._mpi.COMM_SELF.Iprobe(0, TAG_HERE)      # lets MPI take in what it was told
             time.sleep(1e-3)
         return self.died()
 
@@ -236,7 +237,7 @@ def probe() -> str | None:
         if comm.Get_failed().Get_size():
             return stub
         comm.Revoke()
-        if not comm.Is_revoked() or not _fails(MPI, lambda: comm.Iprobe(0, worlds.TAG_HERE)) or not _fails(MPI, comm.Barrier):
+        if not comm.Is_revoked() or not _fails(MPI, lambda: comm.Iprobe(0, TAG_HERE)) or not _fails(MPI, comm.Barrier):
             return stub
         if not agreed(comm, True) or agreed(comm, False):
             return stub

@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpcmr.comm.collective import collective
+from hpcmr.comm.mpi_world import MpiWorld
 from hpcmr.comm.pulse import PULSE
 from hpcmr.comm.waiting import Backoff
-from hpcmr.comm.world import MpiWorld, World
+from hpcmr.comm.world import World
 from hpcmr.errors import HpcmrError
 
 Status = NDArray[np.int64]

@@ -23,8 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpcmr.comm.blocks import displs_of, fragments, partners
+from hpcmr.comm.mpi_world import MpiWorld
 from hpcmr.comm.waiting import Backoff
-from hpcmr.comm.world import MpiWorld, World
+from hpcmr.comm.world import World
 from hpcmr.errors import ConservationError, RankDied
 
 Bytes = NDArray[np.uint8]

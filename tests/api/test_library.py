@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 import hpcmr
+from hpcmr.comm.mpi_world import MpiWorld
 from hpcmr.comm.rows import exchange_rows
-from hpcmr.comm.world import MpiWorld, World
+from hpcmr.comm.world import World
 from hpcmr.data.batch import Batch
 from hpcmr.data.scatter import partitions_of_keys
 from hpcmr.errors import DataError, HpcmrError, InputError, JobSpecError, MemoryTooSmall, RemoteError

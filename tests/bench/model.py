@@ -84,7 +84,7 @@ def collectives(world: Any, budget_s: float) -> dict[str, float]:
 
 def exchanges(world: Any, budget_s: float) -> list[Figures]:
     """Two columns of 8 bytes, every rank to every rank: directly, and through the leaders of pretended nodes."""
-    from hpcmr.comm.world import MpiWorld
+    from hpcmr.comm.mpi_world import MpiWorld
 
     out = [one_exchange(world, nbytes, budget_s) for nbytes in PAIR_NBYTES]
     for nodes in NODES:

@@ -9,9 +9,10 @@ import pytest
 
 from hpcmr.comm.exchange import Exchange, Stats, exchange
 from hpcmr.comm.leaders import worth_leaders
+from hpcmr.comm.mpi_world import MpiWorld
 from hpcmr.comm.rows import exchange_rows
 from hpcmr.comm.travel import Stream, travel
-from hpcmr.comm.world import MpiWorld, World
+from hpcmr.comm.world import World
 from hpcmr.data.batch import Batch
 from hpcmr.data.partitioning import Partitioned
 

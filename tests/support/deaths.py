@@ -63,7 +63,7 @@ def _note(what: str) -> None:
 
 def _patch() -> None:
     from hpcmr.comm import recovery
-    from hpcmr.comm.world import MpiWorld
+    from hpcmr.comm.mpi_world import MpiWorld
     from hpcmr.run.checkpoint import Checkpointer
     from hpcmr.run.session import Session
     from hpcmr.run.shelf import Shelf
