@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import platform
+import stat
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
@@ -46,7 +48,17 @@ def cache_root() -> Path:
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     if os.access(base if base.exists() else base.parent, os.W_OK):
         return base / "hpcmr"
-    return Path(tempfile.gettempdir()) / f"hpcmr-{os.getuid()}"
+    return _ours(Path(tempfile.gettempdir()) / f"hpcmr-{os.getuid()}")
+
+
+def _ours(folder: Path) -> Path:
+    """A folder in a place where everybody may make one: code is loaded from it, so it must be this user's and closed to others."""
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(folder, 0o700)
+    found = os.lstat(folder)
+    if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o022:
+        return folder
+    return Path(tempfile.mkdtemp(prefix=f"hpcmr-{os.getuid()}-"))
 
 
 CACHE = cache_root() / f"kernels-{source_digest()}"
