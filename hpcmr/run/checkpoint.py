@@ -163,7 +163,7 @@ class Checkpointer:
         self.session, self.world, self.run_dir, self.journal, self.pace = session, session.world, Path(run_dir), journal, pace
         self.noticed: Callable[[], bool] = noticed or (lambda: False)
         self.pending = self.committed = 0
-        self.blocked_s = self.writing_s = 0.0
+        self.blocked_s = self.writing_s = self._blocked_before_s = 0.0
         self.finished: dict[int, dict[str, Any]] = {}
         self.started_from = 0               # slot of the generation that this session continues
         self._kept: dict[str, Record] = {}
@@ -439,22 +439,23 @@ class Checkpointer:
         with world.together("write a checkpoint"):
             assert self._job is not None
             news, seconds = self._job.result()
-        gathered = world.gather((news, seconds, self.blocked_s), 0)
+        gathered = world.gather((news, seconds, self.blocked_s - self._blocked_before_s), 0)
         with world.together("commit a checkpoint"):
             if gathered is not None:
-                self._publish([n for n, _, _ in gathered], max(s for _, s, _ in gathered))
+                self._publish([n for n, _, _ in gathered], max(s for _, s, _ in gathered), max(b for _, _, b in gathered))
         self.pending, self._job, self._names = 0, None, []
         self._let_go([w for w in self._waiting if w.written])
         self.committed += 1
         self.writing_s += seconds
         self.blocked_s += time.monotonic() - began
+        self._blocked_before_s = self.blocked_s
 
     def _let_go(self, results: list[Waiting]) -> None:
         for result in results:
             result.give()
         self._waiting = [w for w in self._waiting if w not in results]
 
-    def _publish(self, by_rank: list[list[News]], seconds: float) -> None:
+    def _publish(self, by_rank: list[list[News]], seconds: float, blocked_s: float) -> None:
         """On rank 0: the generation, and older ones away."""
         cut = self._cut
         for parts in zip(*by_rank, strict=True):
@@ -467,9 +468,9 @@ class Checkpointer:
         body = {"form": FORM, "finished": cut["finished"], "kept": {k: r.to_json() for k, r in self._kept.items()}, "action": action}
         entry = self.journal.append("generation", body)
         self.journal.collect()
-        self.pace.measured(seconds)
         written = [p for news in by_rank for n in news for p in n.pieces]
         nbytes = sum(int(p["nbytes"]) for p in written)
+        self.pace.measured(seconds + blocked_s, nbytes)
         self.session.log.debug("checkpoint %d: %s in %d files, written in %s", entry.slot, show_nbytes(nbytes), len(written), show_seconds(seconds))
         attempt = self.session.attempt
         if attempt is not None and attempt.status is not None:

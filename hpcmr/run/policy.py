@@ -37,28 +37,33 @@ class Pace:
 
     Attributes
     ----------
-    cost_s : float or None
-        What a checkpoint costs: mean of the measurements, the newest of which weigh most; None before the first.
+    factor : float
+        How many times what `estimate_s` says checkpoints have cost: mean of the measurements, the newest of which weigh most.
     """
 
     mtbf_s: float = MTBF_S
     every_s: float | None = None
-    cost_s: float | None = None
+    factor: float | None = None
 
     @property
     def off(self) -> bool:
         """Whether only a notice, or the user, brings a checkpoint about."""
         return self.every_s == 0
 
-    def measured(self, seconds: float) -> None:
-        """A checkpoint cost so many seconds."""
-        self.cost_s = seconds if self.cost_s is None else WEIGHT * seconds + (1 - WEIGHT) * self.cost_s
+    def measured(self, seconds: float, nbytes: int) -> None:
+        """A checkpoint of `nbytes` bytes of all ranks cost so many seconds, written and waited."""
+        found = seconds / estimate_s(nbytes)
+        self.factor = found if self.factor is None else WEIGHT * found + (1 - WEIGHT) * self.factor
+
+    def cost_s(self, nbytes: int) -> float:
+        """What a checkpoint of so many bytes will cost: one of a small state says what one of a large state does, and the other way round."""
+        return estimate_s(nbytes) * (1.0 if self.factor is None else self.factor)
 
     def interval_s(self, nbytes: int) -> float:
         """Seconds from one checkpoint to the next, where `nbytes` bytes of all ranks have not been written yet."""
         if self.every_s is not None:
             return self.every_s if self.every_s > 0 else math.inf
-        return interval_s(estimate_s(nbytes) if self.cost_s is None else self.cost_s, self.mtbf_s)
+        return interval_s(self.cost_s(nbytes), self.mtbf_s)
 
     def explain(self) -> str:
         """The rule in words, for ``--explain``."""
@@ -75,5 +80,8 @@ class Pace:
         return since_s >= self.interval_s(nbytes)
 
     def due_at_boundary(self, since_s: float, nbytes: int) -> bool:
-        """The same where a stage or an action has just ended, and its parts need not be kept apart: half the interval is enough."""
-        return since_s >= self.interval_s(nbytes) / 2
+        """The same where a stage or an action has just ended, and its parts need not be kept apart: half the interval is enough, unless the
+        cost would then be more than its share of the time.
+        """
+        least_s = self.cost_s(nbytes) / SHARE if self.every_s is None else 0.0
+        return since_s >= max(self.interval_s(nbytes) / 2, least_s)

@@ -23,10 +23,10 @@ def test_before_the_first_checkpoint_its_cost_is_estimated_from_bytes():
     pace = Pace(mtbf_s=HOUR)
     assert pace.interval_s(0) == interval_s(FIXED_S, HOUR)
     assert pace.interval_s(10 << 30) == interval_s(estimate_s(10 << 30), HOUR) > pace.interval_s(1 << 30)
-    pace.measured(2.0)
-    assert pace.interval_s(0) == pace.interval_s(10 << 30) == interval_s(2.0, HOUR)
-    pace.measured(4.0)
-    assert pace.cost_s == 3.0
+    pace.measured(2 * estimate_s(1 << 30), 1 << 30)         # what one costs tells what others do, by their bytes
+    assert pace.cost_s(1 << 20) == 2 * estimate_s(1 << 20) and pace.interval_s(0) == interval_s(2 * FIXED_S, HOUR)
+    pace.measured(4 * estimate_s(0), 0)
+    assert pace.cost_s(1 << 30) == 3 * estimate_s(1 << 30)
 
 
 def test_a_short_job_has_no_checkpoint():
@@ -38,8 +38,14 @@ def test_a_boundary_takes_half_the_interval():
     pace = Pace(every_s=10.0)
     assert [pace.due(s, 1 << 40) for s in (9.9, 10.0)] == [False, True]
     assert [pace.due_at_boundary(s, 0) for s in (4.9, 5.0)] == [False, True]
-    pace.measured(100.0)
+    pace.measured(100.0, 0)
     assert pace.interval_s(0) == 10.0
+
+
+def test_a_boundary_costs_no_more_than_its_share():
+    pace, nbytes = Pace(mtbf_s=1.0), 10 << 30
+    assert not pace.due_at_boundary(pace.cost_s(nbytes) / 0.02 * 0.99, nbytes)
+    assert pace.due_at_boundary(pace.cost_s(nbytes) / 0.02, nbytes)
 
 
 def test_off():
