@@ -180,6 +180,8 @@ def child(limit_s: int, limit_nbytes: int) -> None:
     out, requests = os.fdopen(os.dup(1), "wb"), sys.stdin.buffer
     os.dup2(2, 1)       # nothing but answers may come out there
     signal.signal(signal.SIGALRM, signal.SIG_DFL)       # ends it inside of HDF5 as well
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):     # notices are for the ranks; this process ends with its rank
+        signal.signal(number, signal.SIG_IGN)
     signal.alarm(limit_s)
     _limit(limit_nbytes)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

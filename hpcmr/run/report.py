@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hpcmr.errors import HpcmrError, Refused
+from hpcmr.errors import HpcmrError, Refused, StorageError
 from hpcmr.run.memory import show_nbytes
 from hpcmr.run.metrics import StageTotals
 from hpcmr.run.progress import show_seconds
@@ -61,7 +61,7 @@ def error_report(error: BaseException, size: int = 1, command: str = "hpcmr job"
     ranks = error.ranks or (() if error.rank is None else (error.rank,))
     if size > 1 and ranks and not isinstance(error, Refused):
         lines.append(f"  rank{'s' if len(ranks) > 1 else ' '}   {show_ranks(ranks)} of {size}")
-    if error.trace and not isinstance(error, Refused):
+    if error.trace and not isinstance(error, Refused | StorageError):       # these say all there is to say
         lines.append(error.trace.rstrip("\n"))
     return "\n".join(lines)
 
