@@ -49,7 +49,7 @@ TEST = [
     Run("openmpi", 0, ("tests/faults",), lane=1),
     Run("openmpi", 3, lane=1),
     Run("mpich", 4, lane=1),
-    Run("mpich", 0, ("-m", "launcher and not slow", f"--ignore={SLURM}"), lane=1),
+    Run("mpich", 0, ("-m", "launcher and not slow", f"--ignore={SLURM}", "--ignore=tests/faults"), lane=1),
     Run("openmpi", 2, ("tests/comm",), lane=1),
     Run("mpich", 2, ("tests/comm",), lane=1),
     Run("openmpi", 0, (SLURM,), lane=2),          # it mostly waits
