@@ -169,7 +169,7 @@ def count_words(data, begin, end, queue, slots, rest, S, short_shift, short_limi
     pos = begin
     short = U(0)
     other = U(0)
-    while pos < end:
+    while pos < end or start < end:       # a word that ends with the last of 64 bytes is found behind them
         m = space_mask(data, pos) if pos + 64 <= size else _mask_tail(data, pos, size)
         while m != U(0):
             stop = pos + I(ctz(m))

@@ -303,6 +303,20 @@ def test_words_are_counted_where_they_are_found(pieces, cut):
     assert dict(zip(out["word"], out["n"], strict=True)) == {w: words.count(w) for w in words}
 
 
+@pytest.mark.parametrize("behind", [b"", b" ", b"\n\n"])
+def test_words_that_end_where_a_block_ends_are_counted(behind):
+    from hpcmr.ops.words import Words
+
+    for n in [*range(60, 70), *range(124, 132), 192, 256]:
+        for last in (1, 7, 8, 9, 23, 24, 40):
+            text = (b"ab " * n)[:n - last - 1] + b" " + b"x" * last + behind
+            step, op = Words(), Aggregate(("word",), (Agg("count", None, "n"),))
+            op.bind(step.bind(Batch.of({"line": [text]}).schema))
+            op.open(Context(), None)
+            assert op.absorb(step)
+            assert op.consume(Batch.of({"line": [text, text]}), Origin(0, 0)) == 2 * len(text.split()), (n, last)
+
+
 def test_a_long_tail_of_rare_keys_is_found_in_a_sample() -> None:
     rng = np.random.default_rng(5)
     hashes = rng.integers(0, 1 << 62, 1 << 20).astype(np.uint64)
