@@ -225,7 +225,7 @@ def _execute(order: Order, session: Session, ctx: JobContext, args: argparse.Nam
             print(Pace(args.mtbf, args.checkpoint_every).explain())
 
     code = run_job(session, body)
-    if code == EXIT_FAILED and world.comm is not None:
+    if code == EXIT_FAILED and session.world.comm is not None:
         # What was under way when it failed may keep MPI from finalizing: then leave without.
         faulthandler.dump_traceback_later(FINALIZE_LIMIT_S, exit=True, file=open(os.devnull, "w"))
     return code
