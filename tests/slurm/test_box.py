@@ -66,7 +66,8 @@ def requeued_by_hand(cluster: Cluster, digest: str) -> None:
     run.until_pieces(8)
     cluster.run("scontrol", "requeue", run.job)
     run.until_done()
-    assert run.starts() == 2
+    # Slurm may still be clearing the first attempt away when the second one begins, and end that as well: on a busy machine there were three.
+    assert 2 <= run.starts() <= 3, run.report()
     assert run.digest() == digest
 
 
