@@ -7,6 +7,7 @@ hence the cache folder is named by a digest of every file of this package, the c
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,8 +42,10 @@ def _load(dispatcher: Any, signatures: Sequence[Any]) -> bool:
     """What Numba does to load a function from its cache, but for reading in all of its own library first, which costs a rank 0.1 s.
 
     For functions that call nothing but the C library's arithmetic. Uses what Numba does not promise to keep; where it is not found, or
-    nothing is cached, the long way is taken.
+    nothing is cached, the long way is taken. So it is where a kernel that calls this one has compiled it: what is added twice is ambiguous.
     """
+    if dispatcher.overloads:
+        return False
     try:
         from numba.core.runtime import rtsys
 
@@ -79,11 +82,12 @@ class Kernel:
 
     def ready(self) -> None:
         """Compile, or load what was compiled."""
-        if self._call == self.dispatcher:
-            return
-        compile_into(CACHE, self.dispatcher, self.signatures)
-        self.dispatcher.disable_compile()
-        self._call = self.dispatcher
+        with _loading:
+            if self._call == self.dispatcher:
+                return
+            compile_into(CACHE, self.dispatcher, self.signatures)
+            self.dispatcher.disable_compile()
+            self._call = self.dispatcher
 
     @property
     def _numba_type_(self) -> Any:
@@ -92,6 +96,7 @@ class Kernel:
 
 
 _imported: list[Kernel] = []
+_loading = threading.RLock()        # a checkpoint's thread may need a kernel at the same time
 
 
 def kernel(*signatures: str) -> Callable[[Callable[..., Any]], Any]:

@@ -6,9 +6,11 @@ import os
 import tempfile
 from pathlib import Path
 
+import numba
 import pytest
 
 from hpcmr.kernels import cache
+from hpcmr.kernels.jit import compile_into
 
 
 @pytest.fixture
@@ -40,3 +42,18 @@ def test_a_folder_that_others_can_write_to_is_not_used(shared: Path, kind: str) 
     assert found != taken
     assert found.parent == shared
     assert found.stat().st_mode & 0o777 == 0o700
+
+
+def twice(x):
+    return 2 * x
+
+
+def test_a_kernel_that_a_caller_has_compiled_is_not_loaded_once_more(tmp_path: Path) -> None:
+    """Another process may have put it into the cache meanwhile."""
+    elsewhere, called = numba.njit(twice), numba.njit(twice)
+    compile_into(tmp_path, elsewhere, ["int64(int64)"])
+    called.compile("int64(int64)")              # as a part of a kernel that calls it
+    compile_into(tmp_path, called, ["int64(int64)"])
+    called.disable_compile()
+    assert called(21) == 42
+    assert len(called.nopython_signatures) == 1
