@@ -18,7 +18,7 @@ import numpy as np
 from tests.support import data
 from tests.support.launch import check, needs_launcher, run_job
 
-RANKS = (0, 2, 3, 4, 7) if os.environ.get("HPCMR_TEST_LONG") else (0, 3, 7)        # 0: no launcher
+RANKS = (0, 2, 3, 4, 7)        # 0: no launcher
 AGGREGATES = """
 import hpcmr as mr
 

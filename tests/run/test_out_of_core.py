@@ -119,13 +119,20 @@ def test_scratch_that_is_damaged_is_noticed_on_all_ranks(world, mpi_tmp_path, al
 
 @pytest.mark.mpi
 def test_a_full_disk_ends_the_job_on_all_ranks(world, mpi_tmp_path, always, monkeypatch):
-    def pwrite(fd, data, offset):
-        raise OSError(28, os.strerror(28))
+    def full(call):
+        """The disk takes the folder of scratch and its owner's mark, and no rows."""
+        def write(fd, data, offset):
+            if "spill-" in os.readlink(f"/proc/self/fd/{fd}"):
+                raise OSError(28, os.strerror(28))
+            return call(fd, data, offset)
 
-    monkeypatch.setattr(spill.os, "pwrite", pwrite)
+        return write
+
+    for name in ("pwrite", "pwritev"):
+        monkeypatch.setattr(os, name, full(getattr(os, name)))
     mine = arrays(3000 // world.size, 500, world.rank)
     path = mpi_tmp_path / str(world.rank)
-    with pytest.raises(StorageError, match=r"cannot (write|make the folder of) scratch .*ENOSPC.*--scratch"):
+    with pytest.raises(StorageError, match=r"cannot write scratch .*ENOSPC.*--scratch"):
         collected(world, lambda: TABLES["aggregate"](mr.from_arrays(getattr(world, "comm", None), mine)), path)
     assert left_in(path) == []
 

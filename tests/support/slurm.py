@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -31,10 +32,13 @@ class Cluster:
         Of ``SLURM_CONF``.
     env : dict
         For every command.
+    apart : Lock
+        Held by who uses nodes 3 and 4, where runs end that are in the way.
     """
 
     def __init__(self, folder: Path, box: Sequence[str], conf: Path) -> None:
         self.folder, self.box, self.conf = folder, list(box), conf
+        self.apart = threading.Lock()
         for name in ("home", "in", "work"):
             (folder / name).mkdir()
         paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
